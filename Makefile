@@ -1,0 +1,37 @@
+# Every target starts from nothing: it makes .venv, installs what it needs once, then does its job.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint format bench clean
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[zoo,dev]'
+	touch $@
+
+install: $(STAMP)  ## create .venv with the pinned versions
+
+demo: $(STAMP)  ## train a super-resolution net on two ranks with gradsched and show what it did
+	$(BIN)/python -m zoo.train experiment=super_resolution
+
+test: $(STAMP)  ## run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## ruff, format check, mypy --strict on the package
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## step overhead against DDP on this machine
+	$(BIN)/python -m benchmarks.overhead
+
+clean:  ## remove .venv and all outputs
+	rm -rf $(VENV) outputs
