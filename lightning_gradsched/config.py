@@ -1,0 +1,49 @@
+"""The user's few knobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_gradsched.core.plan import PLANNER_NAMES
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class GradSchedConfig:
+    """Settings of the engine; every field is a keyword of ``GradSchedStrategy`` too.
+
+    Attributes:
+        planner: how gradients are grouped: ``"ddp"`` (DDP's own caps of 1 and 25 MiB, over the real
+            ready order), ``"fixed_size"`` (groups of ``group_nbytes``), ``"single"`` (one group),
+            ``"per_tensor"`` (one group a parameter).
+        group_nbytes: bytes at which a group of ``"fixed_size"`` closes.
+        record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
+        trace_path: where rank 0 writes the Chrome trace of the last recorded step when ``fit``
+            ends; the overlap report is then printed too. None writes and prints nothing.
+        stall_timeout_s: the longest wait for another rank, in forming the process group and in any
+            collective.
+
+    Raises:
+        ValueError: a field outside its range; the message names the field and the valid values.
+    """
+
+    planner: str = "ddp"
+    group_nbytes: int = 25 * MIB
+    record_every_n_steps: int = 20
+    trace_path: str | None = None
+    stall_timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.planner not in PLANNER_NAMES:
+            raise ValueError(f"planner: expected one of {PLANNER_NAMES}, got {self.planner!r}")
+        if self.group_nbytes < 1:
+            raise ValueError(f"group_nbytes: expected at least 1 byte, got {self.group_nbytes}")
+        if self.record_every_n_steps < 0:
+            raise ValueError(
+                f"record_every_n_steps: expected 0 (never) or more, got {self.record_every_n_steps}"
+            )
+        if not self.stall_timeout_s > 0:
+            raise ValueError(
+                f"stall_timeout_s: expected a positive number, got {self.stall_timeout_s}"
+            )

@@ -1,0 +1,97 @@
+"""Spans of time on named tracks: one type for what was predicted and for what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+COMPUTE = "compute"
+# A group whose gradients are final but whose turn in the launch order has not come.
+QUEUE = "queue"
+COMMUNICATION = "communication"
+TRACKS = (COMPUTE, QUEUE, COMMUNICATION)
+
+Interval = tuple[float, float]
+
+
+class Span(NamedTuple):
+    """``label`` was going on from ``start_s`` to ``end_s`` on ``track``."""
+
+    track: str
+    label: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Spans of one step; time 0 is the beginning of backward."""
+
+    spans: tuple[Span, ...]
+
+    def busy_s(self, track: str) -> float:
+        """Seconds in which at least one span of ``track`` is going on."""
+        return _length(self._intervals(track))
+
+    def exposed_s(self) -> float:
+        """Seconds of communication that no computation hides.
+
+        >>> spans = Span("compute", "backward", 0, 3), Span("communication", "0", 2, 5)
+        >>> Timeline(spans).exposed_s()
+        2.0
+        """
+        compute = self._intervals(COMPUTE)
+        both = _length([*compute, *self._intervals(COMMUNICATION)])
+        return both - _length(compute)
+
+    def _intervals(self, track: str) -> list[Interval]:
+        return [(span.start_s, span.end_s) for span in self.spans if span.track == track]
+
+    def to_chrome_trace(self, *, rank: int = 0) -> dict[str, Any]:
+        """The Trace Event Format that chrome://tracing and ui.perfetto.dev open (microseconds)."""
+        events: list[dict[str, Any]] = []
+        for track in TRACKS:
+            for lane, spans in enumerate(_lanes(s for s in self.spans if s.track == track)):
+                thread = {"pid": rank, "tid": f"{track} {lane}" if lane else track}
+                events.extend(
+                    {
+                        "name": span.label,
+                        "cat": track,
+                        "ph": "X",
+                        "ts": span.start_s * 1e6,
+                        "dur": (span.end_s - span.start_s) * 1e6,
+                        **thread,
+                    }
+                    for span in spans
+                )
+        return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+    def to_json(self) -> str:
+        return json.dumps([span._asdict() for span in self.spans])
+
+    @classmethod
+    def from_json(cls, text: str) -> Timeline:
+        return cls(tuple(Span(**span) for span in json.loads(text)))
+
+
+def _length(intervals: Iterable[Interval]) -> float:
+    """Length of the union."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _lanes(spans: Iterable[Span]) -> list[list[Span]]:
+    """Spread spans over lanes in which none overlap: a trace viewer draws one lane a row."""
+    lanes: list[list[Span]] = []
+    for span in sorted(spans, key=lambda s: s.start_s):
+        free = next((lane for lane in lanes if lane[-1].end_s <= span.start_s), None)
+        if free is None:
+            lanes.append([span])
+        else:
+            free.append(span)
+    return lanes

@@ -1,0 +1,1 @@
+"""The doing: follows a frozen schedule with torch and torch.distributed. No Lightning."""

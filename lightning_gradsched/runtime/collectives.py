@@ -1,0 +1,71 @@
+"""The one door to torch.distributed: every collective that the engine issues is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Work(Protocol):
+    """The handle of an asynchronous collective."""
+
+    def wait(self) -> Any: ...
+
+
+class AllReduce(Protocol):
+    """What a step needs of the network; tests put a recording one in its place."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    def all_reduce(self, flat: Tensor) -> Work:
+        """Begin to sum ``flat`` over the ranks, in place. All ranks call it in the same order."""
+        ...
+
+
+class Collectives:
+    """Collectives of one process group. Each method must be called by all of its ranks alike."""
+
+    def __init__(self, process_group: dist.ProcessGroup | None, device: torch.device) -> None:
+        self._group = process_group if process_group is not None else dist.group.WORLD
+        # NCCL takes its own device's tensors only; gloo takes any.
+        self._device = device if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
+        self.rank = dist.get_rank(self._group)
+        self.world_size = dist.get_world_size(self._group)
+
+    def all_reduce(self, flat: Tensor) -> Work:
+        work: Work = dist.all_reduce(flat, group=self._group, async_op=True)
+        return work
+
+    def sum(self, values: Iterable[int]) -> list[int]:
+        """Elementwise sum over the ranks of 64-bit integers."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def min_and_max(self, value: int) -> tuple[int, int]:
+        """The least and the greatest ``value`` of all ranks, in one collective."""
+        negative_low, high = self._reduce([-value, value], dist.ReduceOp.MAX)
+        return -negative_low, high
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` (anything that pickles), by rank. Slow: for explaining errors."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy rank 0's values into ``tensors`` on all ranks."""
+        for tensor in tensors:
+            # A dense tensor of any strides: the backends take contiguous memory only.
+            dense = tensor.contiguous()
+            dist.broadcast(dense, group=self._group, group_src=0)
+            if dense is not tensor:
+                tensor.copy_(dense)
+
+    def _reduce(self, values: Iterable[int], op: Any) -> list[int]:
+        tensor = torch.tensor(list(values), dtype=torch.int64, device=self._device)
+        dist.all_reduce(tensor, op=op, group=self._group)
+        return [int(value) for value in tensor.tolist()]

@@ -1,0 +1,90 @@
+"""What the ranks agree on before the first gradient moves. Each function is collective."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.errors import ConsensusError
+from lightning_gradsched.runtime.collectives import Collectives
+
+
+def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> None:
+    """Raise ``ConsensusError`` on every rank unless all hold the same trainable parameters."""
+    table = [
+        [name, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
+        for name, p in params.items()
+    ]
+    _check_same(collectives, table, _explain_parameters)
+
+
+def check_plan(collectives: Collectives, plan: GroupPlan) -> None:
+    """Raise ``ConsensusError`` on every rank unless all made the same plan."""
+    _check_same(collectives, [plan.planner, plan.groups], _explain_plan)
+
+
+def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[str]) -> list[str]:
+    """One order of ``names`` for all ranks, out of the ready order that each has ``seen``.
+
+    By mean position over the ranks that met the parameter, so ranks whose graphs differ agree too,
+    at the cost of one all-reduce of two integers a parameter, whatever the number of ranks. What no
+    rank met comes last, in reverse order of registration, as a plain chain of layers would have it.
+    """
+    position = {name: i for i, name in enumerate(seen)}
+    local = [position.get(name, 0) for name in names] + [int(name in position) for name in names]
+    sums = collectives.sum(local)
+    total = dict(zip(names, sums[: len(names)], strict=True))
+    count = dict(zip(names, sums[len(names) :], strict=True))
+    registered = {name: i for i, name in enumerate(names)}
+
+    def rank_of(name: str) -> tuple[bool, float, int]:
+        met = count[name] > 0
+        return not met, total[name] / count[name] if met else 0.0, -registered[name]
+
+    return sorted(names, key=rank_of)
+
+
+def _check_same(
+    collectives: Collectives, value: Any, explain: Callable[[Sequence[Any]], str]
+) -> None:
+    """Compare digests by one small all-reduce; gather the values only to explain a difference."""
+    canonical = json.dumps(value)
+    digest = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:7], "big")
+    low, high = collectives.min_and_max(digest)
+    if low != high:
+        raise ConsensusError(explain([json.loads(text) for text in collectives.gather(canonical)]))
+
+
+def _explain_parameters(tables: Sequence[list[list[Any]]]) -> str:
+    other = next(rank for rank, table in enumerate(tables) if table != tables[0])
+    ours, theirs = tables[0], tables[other]
+    index = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    return (
+        f"the ranks hold different models: trainable parameter {index} is"
+        f" {_describe(ours, index)} on rank 0 and {_describe(theirs, index)} on rank {other}."
+        " Build the same model on every rank: same configuration, same code, same frozen layers."
+    )
+
+
+def _describe(table: list[list[Any]], index: int) -> str:
+    if index >= len(table):
+        return f"missing (it has {len(table)})"
+    name, shape, dtype, stride = table[index]
+    return f"{name!r} of shape {tuple(shape)}, {dtype}, strides {tuple(stride)}"
+
+
+def _explain_plan(plans: Sequence[list[Any]]) -> str:
+    other = next(rank for rank, plan in enumerate(plans) if plan != plans[0])
+    return (
+        f"the ranks made different plans: rank 0 has {plans[0][0]!r} of {len(plans[0][1])} groups,"
+        f" rank {other} has {plans[other][0]!r} of {len(plans[other][1])}."
+        " Give every rank the same GradSchedConfig."
+    )

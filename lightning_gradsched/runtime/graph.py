@@ -1,0 +1,73 @@
+"""The order in which gradients become final, read off the autograd graph before it runs."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+
+def ready_order(roots: Iterable[Node]) -> list[Tensor]:
+    """Leaves that ``roots`` (``loss.grad_fn``) reach, in the order in which autograd will run them.
+
+    The engine runs, among the nodes whose consumers are done, the one made last in forward; a
+    leaf's accumulation goes first of all. A leaf that re-entrant checkpointing or a compiled region
+    hides is not met. Takes a few microseconds a node.
+    """
+    roots = list(dict.fromkeys(roots))
+    missing = _consumer_counts(roots)
+    heap: list[tuple[int, int, Node]] = []
+    leaves: list[Tensor] = []
+    pushed = 0
+    for root in roots:
+        if missing[root] == 0:
+            heapq.heappush(heap, (-root._sequence_nr(), pushed, root))
+            pushed += 1
+    while heap:
+        node = heapq.heappop(heap)[-1]
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            leaves.append(leaf)
+        for producer in _producers(node):
+            missing[producer] -= 1
+            if missing[producer] == 0:
+                # Equal sequence numbers (leaves) leave the heap in the order in which they came.
+                heapq.heappush(heap, (-producer._sequence_nr(), pushed, producer))
+                pushed += 1
+    return leaves
+
+
+def _consumer_counts(roots: list[Node]) -> Counter[Node]:
+    counts: Counter[Node] = Counter()
+    seen = set(roots)
+    todo = list(roots)
+    while todo:
+        for producer in _producers(todo.pop()):
+            counts[producer] += 1
+            if producer not in seen:
+                seen.add(producer)
+                todo.append(producer)
+    return counts
+
+
+def _producers(node: Node) -> Iterator[Node]:
+    return (producer for producer, _ in node.next_functions if producer is not None)
+
+
+def accumulate_node(param: Tensor) -> Node:
+    """The node that writes ``param.grad``; whoever holds it keeps it the same from step to step."""
+    return torch.autograd.graph.get_gradient_edge(param).node
+
+
+def will_run(node: Node) -> bool:
+    """Whether the backward that is running now will reach ``node``. Only inside a hook."""
+    return torch._C._will_engine_execute_node(node)
+
+
+def backward_id() -> int:
+    """Number of the backward that this thread is running, -1 outside of any."""
+    return torch._C._current_graph_task_id()

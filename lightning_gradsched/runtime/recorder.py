@@ -1,0 +1,107 @@
+"""Measures one step's timeline: marks while it runs, spans when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+
+from lightning_gradsched.core.report import BACKWARD
+from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
+from lightning_gradsched.runtime.collectives import Work
+
+BETWEEN = "optimizer, data, forward"
+
+
+class Clock(Protocol):
+    """Where time is read; a mark is opaque until ``seconds`` is asked about two of them."""
+
+    def mark(self) -> Any: ...
+    def mark_when_done(self, work: Work) -> Any: ...
+    def seconds(self, since: Any, until: Any) -> float: ...
+
+
+class CpuClock:
+    """The host's clock; the end of a collective is noted by the thread that ends it."""
+
+    def mark(self) -> list[float]:
+        return [perf_counter()]
+
+    def mark_when_done(self, work: Any) -> list[float]:
+        done: list[float] = []
+        work.get_future().then(lambda _: done.append(perf_counter()))
+        return done
+
+    def seconds(self, since: list[float], until: list[float]) -> float:
+        return until[0] - since[0]
+
+
+class CudaClock:
+    """Events on the device's streams: nothing waits on the host while the step runs."""
+
+    def __init__(self) -> None:
+        self._side = torch.cuda.Stream()
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def mark_when_done(self, work: Work) -> torch.cuda.Event:
+        # Waiting on a stream of its own leaves the compute stream free to run on.
+        with torch.cuda.stream(self._side):
+            work.wait()
+            return self.mark()
+
+    def seconds(self, since: torch.cuda.Event, until: torch.cuda.Event) -> float:
+        until.synchronize()
+        elapsed_ms: float = since.elapsed_time(until)
+        return elapsed_ms * 1e-3
+
+
+class Recorder:
+    """Marks of one step, from the end of the reduction before it to the end of its own."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._step_began = clock.mark()
+        self._ready: dict[int, Any] = {}
+        self._launched: dict[int, Any] = {}
+        self._finished: dict[int, Any] = {}
+
+    def backward_began(self) -> None:
+        self._backward_began = self._clock.mark()
+
+    def ready(self, group: int) -> None:
+        self._ready[group] = self._clock.mark()
+
+    def launched(self, group: int, work: Work) -> None:
+        self._launched[group] = self._clock.mark()
+        self._finished[group] = self._clock.mark_when_done(work)
+
+    def backward_ended(self) -> None:
+        self._backward_ended = self._clock.mark()
+
+    def ended(self) -> None:
+        self._ended = self._clock.mark()
+
+    def timeline(self, groups: Sequence[int]) -> Timeline:
+        """The step's spans; time 0 is the beginning of backward. On a GPU, waits for its end."""
+        spans = [
+            Span(COMPUTE, BETWEEN, self._at(self._step_began), 0.0),
+            Span(COMPUTE, BACKWARD, 0.0, self._at(self._backward_ended)),
+        ]
+        for group in groups:
+            # A group that was not full by itself became so when backward ended.
+            ready_s = self._at(self._ready.get(group, self._backward_ended))
+            launched_s = self._at(self._launched[group])
+            # The callback of a collective may still be on its way when its waiter goes on.
+            finished_s = self._at(self._finished[group] or self._ended)
+            spans.append(Span(QUEUE, str(group), min(ready_s, launched_s), launched_s))
+            spans.append(Span(COMMUNICATION, str(group), launched_s, finished_s))
+        return Timeline(tuple(spans))
+
+    def _at(self, mark: Any) -> float:
+        return self._clock.seconds(self._backward_began, mark)

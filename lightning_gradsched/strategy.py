@@ -1,0 +1,154 @@
+"""GradSchedStrategy: Lightning's life cycle -> the engine's stages, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed import DistError
+from typing_extensions import override
+
+from lightning_gradsched import _registration
+from lightning_gradsched.config import GradSchedConfig
+from lightning_gradsched.core.report import OverlapReport
+from lightning_gradsched.errors import GradSchedError, ProcessGroupError
+from lightning_gradsched.runtime.scheduler import GradientScheduler
+from lightning_gradsched.trace import write_trace
+
+if TYPE_CHECKING:
+    _Base = DDPStrategy
+else:
+    _Base = object
+
+_CONFIG_FIELDS = tuple(field.name for field in fields(GradSchedConfig))
+
+_NOT_NEEDED = {
+    "find_unused_parameters": "parameters that a backward does not reach need no flag",
+    "static_graph": "the schedule follows the graph by itself",
+    "gradient_as_bucket_view": "gradients are views of the buckets always",
+    "bucket_cap_mb": "choose planner='fixed_size' and group_nbytes instead",
+}
+
+
+class GradSchedMixin(_Base):
+    """The strategy, over the ``DDPStrategy`` of either distribution of Lightning."""
+
+    def __init__(
+        self,
+        config: GradSchedConfig | None = None,
+        *,
+        accelerator: Any = None,
+        parallel_devices: Any = None,
+        cluster_environment: Any = None,
+        checkpoint_io: Any = None,
+        precision_plugin: Any = None,
+        process_group_backend: str | None = None,
+        start_method: Any = "popen",
+        **config_fields: Any,
+    ) -> None:
+        self.config = _config(config, config_fields)
+        super().__init__(
+            accelerator=accelerator,
+            parallel_devices=parallel_devices,
+            cluster_environment=cluster_environment,
+            checkpoint_io=checkpoint_io,
+            precision_plugin=precision_plugin,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(seconds=self.config.stall_timeout_s),
+            start_method=start_method,
+        )
+        self._scheduler: GradientScheduler | None = None
+
+    @property
+    def scheduler(self) -> GradientScheduler:
+        """The engine; it exists while ``fit`` runs."""
+        if self._scheduler is None:
+            raise GradSchedError("the gradient scheduler exists only while Trainer.fit runs")
+        return self._scheduler
+
+    def report(self) -> OverlapReport:
+        """The overlap report of the recorded steps; also after ``fit``."""
+        return self.scheduler.report()
+
+    @override
+    def setup_distributed(self) -> None:
+        try:
+            super().setup_distributed()
+        except (DistError, RuntimeError, ValueError, OSError) as error:
+            env = self.cluster_environment
+            assert env is not None
+            raise ProcessGroupError(
+                f"rank {self.global_rank} could not form the process group of {self.world_size}"
+                f" ranks at {env.main_address}:{env.main_port} within"
+                f" {self.config.stall_timeout_s:g} s: {error}."
+                " Check that all ranks were started, that each reaches the address and that the"
+                " port is free (MASTER_ADDR, MASTER_PORT)."
+            ) from error
+
+    @override
+    def configure_ddp(self) -> None:
+        assert self.lightning_module is not None
+        self._scheduler = GradientScheduler(self.lightning_module, self.config)
+
+    @override
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        with self.scheduler.no_sync():
+            yield
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        self.scheduler.prepare(closure_loss)
+
+    @override
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Nothing: gradients are final when ``loss.backward()`` returns."""
+
+    @override
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.config.trace_path is not None and self.global_rank == 0:
+            write_trace(self.scheduler, Path(self.config.trace_path))
+
+    @override
+    def teardown(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.detach()
+        super().teardown()
+
+    @classmethod
+    @override
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        _registration.add_to(strategy_registry, cls)
+
+
+class GradSchedStrategy(GradSchedMixin, DDPStrategy):
+    """``Trainer(strategy="gradsched")``: a drop-in for ``"ddp"`` that schedules its reductions.
+
+    Args:
+        config: a ``GradSchedConfig``; or give its fields as keywords.
+
+    The other arguments are those of ``DDPStrategy``. The LightningModule is not wrapped:
+    checkpoints and ``isinstance`` are as on one device.
+
+    Raises:
+        TypeError: an unknown keyword; the message lists the valid ones.
+        ValueError: a config field outside its range.
+    """
+
+
+def _config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
+    for name in given:
+        if name in _NOT_NEEDED:
+            raise TypeError(f"gradsched takes no {name!r}: {_NOT_NEEDED[name]}")
+        if name not in _CONFIG_FIELDS:
+            raise TypeError(f"gradsched takes no {name!r}; its settings are {_CONFIG_FIELDS}")
+    if config is not None and given:
+        raise TypeError(f"give either config= or its fields as keywords, got both: {sorted(given)}")
+    return config or GradSchedConfig(**given)

@@ -1,0 +1,109 @@
+"""Runs a function on several real ranks: gloo processes, joined by a file, bounded in time."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# forkserver: a fork of one warm process takes tenths of a second where spawn takes many.
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "lightning.pytorch", "tests.ranks"])
+
+
+class RankError(AssertionError):
+    """A rank failed or hung; holds every rank's traceback, and what each raised by its text."""
+
+
+def run_ranks(
+    n_ranks: int, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0
+) -> list[Any]:
+    """What ``function(rank, *args)`` returned on each rank, in a gloo group of ``n_ranks``.
+
+    Raises ``RankError`` with the traceback of each rank that raised, and the number of each that
+    had not ended after ``timeout_s``; those are killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [_start(rank, n_ranks, folder, function, args) for rank in range(n_ranks)]
+        results = _collect(ranks, timeout_s)
+    failures = [f"rank {rank}: {r[1]}" for rank, r in enumerate(results) if r[0] != "returned"]
+    if failures:
+        raise RankError("\n".join(failures))
+    return [value for _, value in results]
+
+
+def errors_of_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> list[str]:
+    """The message that ``function`` raised on each rank; fails if one returned."""
+    return run_ranks(n_ranks, _error_of, function, *args)
+
+
+def _error_of(rank: int, function: Callable[..., Any], *args: Any) -> str:
+    try:
+        value = function(rank, *args)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError(f"expected an error, got {value!r}")
+
+
+def _start(
+    rank: int, n_ranks: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Any, Connection]:
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(
+        target=_main, args=(rank, n_ranks, folder, sender, function, args), daemon=True
+    )
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def _collect(ranks: list[tuple[Any, Connection]], timeout_s: float) -> list[tuple[str, Any]]:
+    results: list[tuple[str, Any]] = []
+    for process, receiver in ranks:
+        if wait([receiver], timeout_s):
+            try:
+                results.append(pickle.loads(receiver.recv_bytes()))
+            except EOFError:
+                process.join()
+                results.append(("died", f"died with exit code {process.exitcode}"))
+        else:
+            results.append(("hung", f"had not ended after {timeout_s} s; killed"))
+            timeout_s = 1.0  # the others have had theirs
+    for process, _ in ranks:
+        process.join(timeout=5)
+        process.kill()
+    return results
+
+
+def _main(
+    rank: int,
+    n_ranks: int,
+    folder: str,
+    sender: Connection,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
+    )
+    store = dist.FileStore(os.path.join(folder, "store"), n_ranks)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=n_ranks, timeout=timedelta(seconds=40)
+    )
+    try:
+        outcome = ("returned", function(rank, *args))
+    except BaseException:
+        outcome = ("raised", traceback.format_exc())
+    # By value: torch would share a tensor's memory with a process that is about to end.
+    sender.send_bytes(pickle.dumps(outcome))
+    dist.destroy_process_group()
