@@ -39,9 +39,7 @@ class ReductionSchedule:
             raise PlanError(f"expected one R and one W for each of groups 0, 1, …; got {self}")
         for group in launches:
             if self.backward.index(Action("W", group)) < self.backward.index(Action("R", group)):
-                raise PlanError(
-                    f"W{group} stands before R{group}: a group is waited for later; got {self}"
-                )
+                raise PlanError(f"expected R{group} before W{group}, got {self}")
 
     def _groups(self, kind: str) -> tuple[int, ...]:
         return tuple(action.group for action in self.backward if action.kind == kind)

@@ -127,10 +127,12 @@ class GradientScheduler:
         self._reducer.detach()
 
     def _attach(self) -> Reducer:
-        params = _trainable(self._module)
-        consensus.check_parameters(self._collectives, params)
-        self._frozen = [p for p in self._module.parameters() if not p.requires_grad]
-        reducer = Reducer(params, self._collectives, self._make_plan)
+        named = dict(self._module.named_parameters())
+        # As they are now: `toggle_optimizer` switches requires_grad off and on around a backward.
+        self._params = {name: p for name, p in named.items() if p.requires_grad}
+        self._frozen = [p for p in named.values() if not p.requires_grad]
+        consensus.check_parameters(self._collectives, self._params)
+        reducer = Reducer(self._params, self._collectives, self._make_plan)
         reducer.on_finish = self._after_step
         return reducer
 
@@ -139,9 +141,8 @@ class GradientScheduler:
         self._collectives.broadcast([tensor.detach() for tensor in state])
 
     def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
-        params = _trainable(self._module)
-        order = consensus.agree_order(self._collectives, list(params), seen)
-        profile = BackwardProfile(tuple(_profile(name, params[name]) for name in order))
+        order = consensus.agree_order(self._collectives, list(self._params), seen)
+        profile = BackwardProfile(tuple(_profile(name, self._params[name]) for name in order))
         make = planner_named(self._config.planner, group_nbytes=self._config.group_nbytes)
         plan = make(profile)
         check_plan(plan, profile)
@@ -176,10 +177,6 @@ class GradientScheduler:
         every = self._config.record_every_n_steps
         due = every > 0 and self._step % every == 0
         self._reducer.recorder = Recorder(self._clock) if due else None
-
-
-def _trainable(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _profile(name: str, param: Tensor) -> ParamProfile:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import doctest
+
+from lightning_gradsched.core import timeline as timeline_module
+from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
+
+STEP = Timeline(
+    (
+        Span(COMPUTE, "between", -4.0, 0.0),
+        Span(COMPUTE, "backward", 0.0, 10.0),
+        Span(QUEUE, "0", 2.0, 3.0),
+        Span(COMMUNICATION, "0", 3.0, 7.0),
+        Span(COMMUNICATION, "1", 6.0, 12.0),
+        Span(COMMUNICATION, "2", 13.0, 14.0),
+    )
+)
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(timeline_module).failed == 0
+
+
+def test_busy_time_is_the_union_and_exposed_time_what_compute_does_not_cover() -> None:
+    assert STEP.busy_s(COMPUTE) == 14.0
+    assert STEP.busy_s(COMMUNICATION) == 10.0  # 3 to 12 and 13 to 14
+    assert STEP.exposed_s() == 3.0  # 10 to 12 and 13 to 14
+
+
+def test_json_round_trip() -> None:
+    assert Timeline.from_json(STEP.to_json()) == STEP
+
+
+def test_chrome_trace_spreads_overlapping_spans_over_rows() -> None:
+    events = STEP.to_chrome_trace(rank=3)["traceEvents"]
+    rows = {event["name"]: event["tid"] for event in events if event["cat"] == COMMUNICATION}
+    assert rows == {"0": "communication", "1": "communication 1", "2": "communication"}
+    backward = next(event for event in events if event["name"] == "backward")
+    assert (backward["ts"], backward["dur"], backward["pid"]) == (0.0, 10e6, 3)

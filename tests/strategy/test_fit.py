@@ -1,0 +1,165 @@
+"""Whole fits: ``gradsched`` and ``ddp`` from one seed end with the same weights."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+
+import lightning_gradsched  # noqa: F401  registers the strategy
+from lightning_gradsched import GradSchedStrategy
+from tests.ranks import errors_of_ranks, run_ranks
+from tests.strategy import modules
+
+Weights = dict[str, Tensor]
+
+CASES: dict[str, tuple[type[pl.LightningModule], dict[str, Any]]] = {
+    "plain": (modules.Regression, {}),
+    "accumulation": (modules.Regression, {"accumulate_grad_batches": 3}),
+    "clip_norm": (modules.Regression, {"gradient_clip_val": 0.05}),
+    "clip_value": (
+        modules.Regression,
+        {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    ),
+    "two_optimizers": (modules.TwoOptimizers, {}),
+    "manual_accumulation": (modules.ManualAccumulation, {}),
+    "bf16_mixed": (modules.Regression, {"precision": "bf16-mixed"}),
+    "bf16_true": (modules.Regression, {"precision": "bf16-true"}),
+    "frozen": (modules.Frozen, {}),
+    "unused_on_one_rank": (modules.UnusedOnOneRank, {}),
+    "unused_on_both": (modules.UnusedOnBoth, {}),
+}
+# stock DDP needs its flag where a backward does not reach all parameters
+PARTIAL = {"two_optimizers", "unused_on_one_rank", "unused_on_both"}
+
+
+def trainer(strategy: Any, folder: str = ".", **options: Any) -> pl.Trainer:
+    # Lightning says how it was started, and that tests have few workers.
+    warnings.simplefilter("ignore")
+    return pl.Trainer(
+        strategy=strategy,
+        accelerator="cpu",
+        devices=2,
+        **{
+            "max_epochs": 2,
+            "default_root_dir": folder,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **options,
+        },
+    )
+
+
+def fit(rank: int, case: str, strategy: str) -> Weights:
+    make, options = CASES[case]
+    pl.seed_everything(rank, verbose=False)  # each its own: rank 0's weights must win
+    module = make()
+    trainer(strategy, **options).fit(module)
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ends_with_the_weights_of_ddp(case: str) -> None:
+    ddp = "ddp_find_unused_parameters_true" if case in PARTIAL else "ddp"
+    ours = run_ranks(2, fit, case, "gradsched")
+    theirs = run_ranks(2, fit, case, ddp)
+    for name, value in theirs[0].items():
+        assert torch.equal(ours[0][name], value), name
+        assert torch.equal(ours[1][name], value), name
+
+
+def test_a_parameter_that_no_rank_uses_does_not_decay() -> None:
+    weights = run_ranks(2, fit, "unused_on_both", "gradsched")[0]
+    pl.seed_everything(0, verbose=False)
+    untouched = modules.UnusedOnBoth().state_dict()
+    assert torch.equal(weights["middle.weight"], untouched["middle.weight"])
+    assert not torch.equal(weights["encode.weight"], untouched["encode.weight"])
+
+
+class Inspector(pl.Callback):
+    """Notes what a callback of the user's may see."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seen["grad"] = pl_module.encode.weight.grad.clone()
+        self.seen["unwrapped"] = trainer.strategy.model is pl_module
+
+
+def checkpointed_fit(rank: int, folder: str) -> dict[str, Any]:
+    pl.seed_everything(0, verbose=False)
+    inspector = Inspector()
+    strategy = GradSchedStrategy(
+        planner="per_tensor", record_every_n_steps=2, trace_path=f"{folder}/trace.json"
+    )
+    run = trainer(strategy, folder, enable_checkpointing=True, max_epochs=1, callbacks=[inspector])
+    module = modules.Regression()
+    run.fit(module)
+    resumed = trainer("gradsched", folder, max_epochs=2)
+    resumed.fit(modules.Regression(), ckpt_path=run.checkpoint_callback.best_model_path)
+    return {
+        **inspector.seen,
+        "path": run.checkpoint_callback.best_model_path,
+        "report": strategy.report(),
+        "hooks": [len(p._post_accumulate_grad_hooks or ()) for p in module.parameters()],
+        "resumed_step": resumed.global_step,
+    }
+
+
+def test_checkpoint_callbacks_report_and_trace(tmp_path: Path) -> None:
+    first, second = run_ranks(2, checkpointed_fit, str(tmp_path))
+    assert first["unwrapped"]
+    assert torch.equal(first["grad"], second["grad"]), "reduced before on_after_backward"
+    state = torch.load(first["path"], weights_only=False)["state_dict"]
+    assert set(state) == set(modules.Regression().state_dict()), "no prefix: nothing is wrapped"
+    assert first["hooks"] == [0] * 6, "teardown removed the hooks"
+    assert first["resumed_step"] == 12
+    assert first["report"].rows[0].names == ("decode.bias",)
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert {event["cat"] for event in trace["traceEvents"]} == {"compute", "queue", "communication"}
+    assert trace["otherData"]["schedule"].startswith("R0 R1")
+
+
+def other_model(rank: int) -> None:
+    module = modules.Regression() if rank == 0 else modules.Frozen()
+    trainer("gradsched").fit(module)
+
+
+def test_a_rank_with_another_model_is_named_on_every_rank() -> None:
+    for message in errors_of_ranks(2, other_model):
+        assert message.startswith("ConsensusError")
+        assert "parameter 0 is 'encode.weight'" in message
+        assert "'middle.weight'" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"bucket_cap_mb": 25}, TypeError, "planner='fixed_size' and group_nbytes"),
+        ({"find_unused_parameters": True}, TypeError, "need no flag"),
+        ({"plan": "ddp"}, TypeError, "no 'plan'; its settings are"),
+        ({"planner": "best"}, ValueError, r"planner: expected one of .*'ddp'.*, got 'best'"),
+        ({"group_nbytes": 0}, ValueError, "group_nbytes: expected at least 1"),
+        ({"stall_timeout_s": 0}, ValueError, "stall_timeout_s: expected a positive"),
+        ({"record_every_n_steps": -1}, ValueError, "record_every_n_steps: expected 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        GradSchedStrategy(**given)
+
+
+def test_the_engine_is_there_only_during_fit() -> None:
+    with pytest.raises(RuntimeError, match=r"only .*Trainer\.fit"):
+        GradSchedStrategy().report()
