@@ -93,9 +93,7 @@ def _main(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    os.environ.update(
-        LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
-    )
+    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     store = dist.FileStore(os.path.join(folder, "store"), n_ranks)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=n_ranks, timeout=timedelta(seconds=40)

@@ -131,11 +131,12 @@ def _row(
     """``link_free_s``: when the groups before had left the link; the transfer starts no sooner."""
     begin_s = min(max(transfer.start_s, link_free_s), transfer.end_s)
     exposed_s = max(0.0, transfer.end_s - max(begin_s, backward_end_s))
+    fill_s = transfer.start_s - queue.end_s
     if exposed_s == 0:
         reason = HIDDEN
-    elif queue.start_s + (transfer.end_s - begin_s) > backward_end_s:
+    elif queue.start_s + fill_s + (transfer.end_s - begin_s) > backward_end_s:
         reason = LAST_GROUP if is_last else READY_LATE
-    elif transfer.start_s - queue.start_s >= begin_s - transfer.start_s:
+    elif queue.end_s - queue.start_s >= begin_s - transfer.start_s:
         reason = WAITED_FOR_ORDER
     else:
         reason = WAITED_FOR_LINK

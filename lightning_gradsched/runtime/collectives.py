@@ -31,7 +31,8 @@ class Collectives:
     """Collectives of one process group. Each method must be called by all of its ranks alike."""
 
     def __init__(self, process_group: dist.ProcessGroup | None, device: torch.device) -> None:
-        self._group = process_group if process_group is not None else dist.group.WORLD
+        # None stays None: a reference would outlive destroy_process_group.
+        self._group = process_group
         # NCCL takes its own device's tensors only; gloo takes any.
         self._device = device if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
         self.rank = dist.get_rank(self._group)

@@ -68,6 +68,7 @@ class Recorder:
         self._clock = clock
         self._step_began = clock.mark()
         self._ready: dict[int, Any] = {}
+        self._turn: dict[int, Any] = {}
         self._launched: dict[int, Any] = {}
         self._finished: dict[int, Any] = {}
 
@@ -76,6 +77,10 @@ class Recorder:
 
     def ready(self, group: int) -> None:
         self._ready[group] = self._clock.mark()
+
+    def turn_came(self, group: int) -> None:
+        """All groups before it are launched; it is being filled."""
+        self._turn[group] = self._clock.mark()
 
     def launched(self, group: int, work: Work) -> None:
         self._launched[group] = self._clock.mark()
@@ -94,14 +99,20 @@ class Recorder:
             Span(COMPUTE, BACKWARD, 0.0, self._at(self._backward_ended)),
         ]
         for group in groups:
-            # A group that was not full by itself became so when backward ended.
-            ready_s = self._at(self._ready.get(group, self._backward_ended))
-            launched_s = self._at(self._launched[group])
-            # The callback of a collective may still be on its way when its waiter goes on.
-            finished_s = self._at(self._finished[group] or self._ended)
-            spans.append(Span(QUEUE, str(group), min(ready_s, launched_s), launched_s))
-            spans.append(Span(COMMUNICATION, str(group), launched_s, finished_s))
+            spans.extend(self._group_spans(group))
         return Timeline(tuple(spans))
+
+    def _group_spans(self, group: int) -> list[Span]:
+        turn_s, launched_s = self._at(self._turn[group]), self._at(self._launched[group])
+        # A group that did not fill up by itself was closed when backward ended.
+        ready_s = min(turn_s, self._at(self._ready.get(group, self._backward_ended)))
+        # The callback of a collective may still be on its way when its waiter goes on.
+        finished_s = self._at(self._finished[group] or self._ended)
+        return [
+            Span(QUEUE, str(group), ready_s, turn_s),
+            Span(COMPUTE, f"fill {group}", turn_s, launched_s),
+            Span(COMMUNICATION, str(group), launched_s, finished_s),
+        ]
 
     def _at(self, mark: Any) -> float:
         return self._clock.seconds(self._backward_began, mark)

@@ -159,6 +159,8 @@ class Reducer:
             self._launch(bucket)
 
     def _launch(self, bucket: Bucket) -> None:
+        if self.recorder is not None:
+            self.recorder.turn_came(bucket.number)
         bucket.fill(1.0 / self._network.world_size)
         bucket.work = self._network.all_reduce(bucket.flat)
         self._launched += 1

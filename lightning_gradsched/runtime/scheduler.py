@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan, check_plan, planner_named
@@ -66,6 +67,7 @@ class GradientScheduler:
         self._clock: Clock = CudaClock() if on_nccl else CpuClock()
         self._recorders: deque[Recorder] = deque(maxlen=REPORTED_STEPS)
         self._step = 0
+        self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._plan: GroupPlan | None = None
         self._schedule: ReductionSchedule | None = None
         self._reducer = self._attach()
@@ -153,11 +155,14 @@ class GradientScheduler:
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
         """Have the backward of ``outputs`` open a cycle as its first act."""
         self._reducer.abandon_if_stale()
-        roots = [t.grad_fn for t in outputs if t.grad_fn is not None]
+        if not self._reducer.buckets:
+            # Kept here and not by the hook, which hangs on the graph: no cycle may hold a graph.
+            self._roots = [t.grad_fn for t in outputs if t.grad_fn is not None]
 
         def on_root(_grad: Tensor) -> None:
             self._follow_unfrozen()
-            self._reducer.begin(roots, certain=certain)
+            self._reducer.begin(self._roots, certain=certain)
+            self._roots = []
 
         for tensor in outputs:
             if tensor.requires_grad:

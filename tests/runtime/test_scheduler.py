@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from copy import deepcopy
 from typing import Any
 
@@ -249,6 +251,28 @@ def scaled(rank: int) -> list[bool]:
 
 def test_an_inf_on_one_rank_skips_the_step_on_all() -> None:
     assert run_ranks(2, scaled) == [[True, False, True]] * 2
+
+
+def graph_after_step(rank: int) -> list[bool]:
+    """Whether the output's graph is gone without the garbage collector, at each step."""
+    net = Branches()
+    scheduler = GradientScheduler(net)
+    gone = []
+    gc.disable()
+    for _ in range(3):
+        out = net(torch.ones(2, WIDTH), "abc")
+        scheduler.prepare(out.sum())
+        token = Branches()  # anything that takes a weak reference
+        out.grad_fn.metadata["token"] = token
+        alive = weakref.ref(token)
+        out.sum().backward()
+        del out, token
+        gone.append(alive() is None)
+    return gone
+
+
+def test_no_hook_keeps_a_graph_alive() -> None:
+    assert run_ranks(2, graph_after_step) == [[True] * 3] * 2
 
 
 def test_no_process_group_is_a_named_error() -> None:
