@@ -1,0 +1,87 @@
+"""Reading checkpoints, with errors that say what is wrong with which file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from zoo.callback.store_config import CONFIG_KEY
+from zoo.errors import CheckpointError
+
+_SHOWN_MISMATCHES = 3
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it is no Lightning checkpoint.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint at {path}. Expected a file; next, list those there are with "
+            "`ls outputs/*/*/checkpoints/`."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read. Expected a whole checkpoint of "
+            f"weights, got: {reason}. Next, copy it again or use another one of the same run."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path} is no checkpoint of a training. Expected a `state_dict` inside, got "
+            f"{_outline(checkpoint)}. Next, use a file that `python -m zoo.train` wrote."
+        )
+    return checkpoint
+
+
+def config_of(checkpoint: dict[str, Any], path: Path) -> DictConfig:
+    """The configuration that `zoo.train` stored, or CheckpointError."""
+    if CONFIG_KEY not in checkpoint:
+        raise CheckpointError(
+            f"{path} holds no configuration. Expected the key {CONFIG_KEY!r}, got "
+            f"{_outline(checkpoint)}. Next, use a file that `python -m zoo.train` wrote."
+        )
+    config = OmegaConf.create(checkpoint[CONFIG_KEY])
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def require_fit(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> None:
+    """Raise CheckpointError, naming the first parameters that differ, unless the weights fit."""
+    mismatches = _mismatches(model.state_dict(), checkpoint["state_dict"])
+    if mismatches:
+        more = len(mismatches) - _SHOWN_MISMATCHES
+        raise CheckpointError(
+            f"{path} belongs to another network: "
+            + "; ".join(mismatches[:_SHOWN_MISMATCHES])
+            + (f"; and {more} more" if more > 0 else "")
+            + ". Next, give the net, model and data options with which it was trained; they are in "
+            "the config.yaml of its run folder."
+        )
+
+
+def _mismatches(expected: dict[str, Tensor], got: dict[str, Tensor]) -> list[str]:
+    return [
+        f"{name} expected {_shape(expected.get(name))}, got {_shape(got.get(name))}"
+        for name in expected | got
+        if _shape(expected.get(name)) != _shape(got.get(name))
+    ]
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else str(list(tensor.shape))
+
+
+def _outline(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"the keys {sorted(map(str, content))}"
+    return f"a {type(content).__name__}"

@@ -1,0 +1,1 @@
+"""Image metrics, each with its convention written down."""

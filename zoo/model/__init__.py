@@ -1,0 +1,1 @@
+"""LightningModules: loss, metrics and optimizer around a network."""

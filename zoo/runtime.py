@@ -1,0 +1,68 @@
+"""What `zoo.train` and `zoo.evaluate` share: threads, trainer, closing lines."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_utilities.core.imports import RequirementCache
+from omegaconf import DictConfig
+from rich.console import Console
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+def limit_threads(threads_per_rank: int | None) -> None:
+    """Give each rank so many CPU threads; None leaves it to torch and Lightning."""
+    if threads_per_rank is not None:
+        # For the ranks that Lightning starts later, and to keep Lightning from choosing its own.
+        os.environ["OMP_NUM_THREADS"] = str(threads_per_rank)
+        torch.set_num_threads(threads_per_rank)
+
+
+def quiet_answered_warnings() -> None:
+    """Leave out those warnings of Lightning that the zoo has an answer to."""
+    # Repeated pictures count once: `zoo.metric.picture_scores`.
+    warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
+    # A resumed run has a folder of its own, and a best checkpoint of its own.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # Lightning's own use of a torch class that is about to be renamed.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+def build_trainer(
+    config: DictConfig, callbacks: list[Callback], loggers: list[Logger] | bool
+) -> L.Trainer:
+    """The Trainer of `config.trainer` with these callbacks and loggers (False for none)."""
+    quiet_answered_warnings()
+    return instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+
+
+def build_loggers(run_dir: Path) -> list[Logger]:
+    """CSV always, TensorBoard where it is installed."""
+    loggers: list[Logger] = [CSVLogger(run_dir, name="csv", version="")]
+    if RequirementCache("tensorboard") or RequirementCache("tensorboardX"):
+        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
+    return loggers
+
+
+def print_closing(paths: Mapping[str, Path], commands: Mapping[str, str]) -> None:
+    """Print where things lie and what to type next, each a line that can be copied whole."""
+    console = Console(soft_wrap=True, highlight=False)
+    lines = {label: str(shortened(path)) for label, path in paths.items()} | dict(commands)
+    width = max(map(len, lines))
+    for label, text in lines.items():
+        console.print(f"{label:<{width}}  {text}", markup=False)
+
+
+def shortened(path: Path) -> Path:
+    """`path` from the working directory if it lies inside."""
+    path = path.absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
