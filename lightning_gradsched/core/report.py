@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
+from lightning_gradsched.core.timeline import COMMUNICATION, QUEUE, Span, Timeline
 
 BACKWARD = "backward"
 
@@ -67,12 +67,14 @@ class OverlapReport:
     def of(cls, timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> OverlapReport:
         """Sum up measured steps. ``groups`` in launch order. Needs at least one timeline."""
         typical = sorted(timelines, key=Timeline.exposed_s)[(len(timelines) - 1) // 2]
+        step_s = median(map(_extent_s, timelines))
+        exposed_s = median(map(Timeline.exposed_s, timelines))
         return cls(
             n_steps=len(timelines),
-            step_s=median(map(_extent_s, timelines)),
-            compute_s=median(t.busy_s(COMPUTE) for t in timelines),
+            step_s=step_s,
+            compute_s=step_s - exposed_s,
             comm_s=median(t.busy_s(COMMUNICATION) for t in timelines),
-            exposed_s=median(t.exposed_s() for t in timelines),
+            exposed_s=exposed_s,
             rows=_rows(typical, groups),
         )
 

@@ -26,6 +26,8 @@ from lightning_gradsched.runtime.reducer import Reducer
 
 # Recorded steps that a report sums up.
 REPORTED_STEPS = 16
+# Late enough to be warm, early enough for short runs to have a report.
+FIRST_RECORDED_STEP = 5
 
 
 class GradientScheduler:
@@ -180,7 +182,7 @@ class GradientScheduler:
             self._recorders.append(self._reducer.recorder)
         self._step += 1
         every = self._config.record_every_n_steps
-        due = every > 0 and self._step % every == 0
+        due = every > 0 and self._step % every == FIRST_RECORDED_STEP % every
         self._reducer.recorder = Recorder(self._clock) if due else None
 
 
