@@ -28,11 +28,16 @@ else:
 
 _CONFIG_FIELDS = tuple(field.name for field in fields(GradSchedConfig))
 
-_NOT_NEEDED = {
+_REFUSED = {
     "find_unused_parameters": "parameters that a backward does not reach need no flag",
     "static_graph": "the schedule follows the graph by itself",
     "gradient_as_bucket_view": "gradients are views of the buckets always",
     "bucket_cap_mb": "choose planner='fixed_size' and group_nbytes instead",
+    "timeout": "choose stall_timeout_s",
+    "ddp_comm_hook": "communication hooks do not work yet",
+    "ddp_comm_state": "communication hooks do not work yet",
+    "ddp_comm_wrapper": "communication hooks do not work yet",
+    "model_averaging_period": "model averaging does not work yet",
 }
 
 
@@ -67,9 +72,12 @@ class GradSchedMixin(_Base):
 
     @property
     def scheduler(self) -> GradientScheduler:
-        """The engine; it exists while ``fit`` runs."""
+        """The engine of the last ``fit`` in this process."""
         if self._scheduler is None:
-            raise GradSchedError("the gradient scheduler exists only while Trainer.fit runs")
+            raise GradSchedError(
+                "no fit has run in this process, so there is no gradient scheduler; where ranks are"
+                " spawned or forked they have it, and trace_path brings out what was measured"
+            )
         return self._scheduler
 
     def report(self) -> OverlapReport:
@@ -107,10 +115,6 @@ class GradSchedMixin(_Base):
         self.scheduler.prepare(closure_loss)
 
     @override
-    def post_backward(self, closure_loss: Tensor) -> None:
-        """Nothing: gradients are final when ``loss.backward()`` returns."""
-
-    @override
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.config.trace_path is not None and self.global_rank == 0:
@@ -134,8 +138,8 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
     Args:
         config: a ``GradSchedConfig``; or give its fields as keywords.
 
-    The other arguments are those of ``DDPStrategy``. The LightningModule is not wrapped:
-    checkpoints and ``isinstance`` are as on one device.
+    ``accelerator`` to ``start_method`` are as in ``DDPStrategy``. The LightningModule is not
+    wrapped: checkpoints and ``isinstance`` are as on one device.
 
     Raises:
         TypeError: an unknown keyword; the message lists the valid ones.
@@ -145,8 +149,8 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
 
 def _config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
     for name in given:
-        if name in _NOT_NEEDED:
-            raise TypeError(f"gradsched takes no {name!r}: {_NOT_NEEDED[name]}")
+        if name in _REFUSED:
+            raise TypeError(f"gradsched takes no {name!r}: {_REFUSED[name]}")
         if name not in _CONFIG_FIELDS:
             raise TypeError(f"gradsched takes no {name!r}; its settings are {_CONFIG_FIELDS}")
     if config is not None and given:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from time import monotonic
 from typing import Any
 
 import torch
@@ -68,8 +69,9 @@ def _start(
 
 def _collect(ranks: list[tuple[Any, Connection]], timeout_s: float) -> list[tuple[str, Any]]:
     results: list[tuple[str, Any]] = []
+    deadline = monotonic() + timeout_s
     for process, receiver in ranks:
-        if wait([receiver], timeout_s):
+        if wait([receiver], max(0.0, deadline - monotonic())):
             try:
                 results.append(pickle.loads(receiver.recv_bytes()))
             except EOFError:
@@ -77,7 +79,6 @@ def _collect(ranks: list[tuple[Any, Connection]], timeout_s: float) -> list[tupl
                 results.append(("died", f"died with exit code {process.exitcode}"))
         else:
             results.append(("hung", f"had not ended after {timeout_s} s; killed"))
-            timeout_s = 1.0  # the others have had theirs
     for process, _ in ranks:
         process.join(timeout=5)
         process.kill()
@@ -99,9 +100,9 @@ def _main(
         "gloo", store=store, rank=rank, world_size=n_ranks, timeout=timedelta(seconds=40)
     )
     try:
-        outcome = ("returned", function(rank, *args))
+        # By value: torch would share a tensor's memory with a process that is about to end.
+        outcome = pickle.dumps(("returned", function(rank, *args)))
     except BaseException:
-        outcome = ("raised", traceback.format_exc())
-    # By value: torch would share a tensor's memory with a process that is about to end.
-    sender.send_bytes(pickle.dumps(outcome))
+        outcome = pickle.dumps(("raised", traceback.format_exc()))
+    sender.send_bytes(outcome)
     dist.destroy_process_group()

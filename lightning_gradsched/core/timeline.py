@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,13 +66,6 @@ class Timeline:
                     for span in spans
                 )
         return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-    def to_json(self) -> str:
-        return json.dumps([span._asdict() for span in self.spans])
-
-    @classmethod
-    def from_json(cls, text: str) -> Timeline:
-        return cls(tuple(Span(**span) for span in json.loads(text)))
 
 
 def _length(intervals: Iterable[Interval]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -22,18 +21,36 @@ HOLD = 1 << 60
 class Origin(Enum):
     """Where a parameter's gradient has been seen to come from; decides when absence is certain."""
 
-    UNSEEN = auto()  # never met: no graph walk reached it and no hook has fired
+    UNSEEN = auto()  # never met: no graph walk vouched for it and no hook has fired
     DIRECT = auto()  # from the backward itself: the engine can say beforehand whether it will come
     NESTED = auto()  # from a backward inside a node (re-entrant checkpoint), which hides it
     REPEATED = auto()  # more than once in one backward: final only when all of it has ended
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, kw_only=True)
 class Tally:
-    """Gradients that have arrived; ``fired`` keeps those of ``no_sync`` until a reduction."""
+    """Counts gradients as they come."""
 
-    fired: list[Slot] = field(default_factory=list)
-    pending: int = HOLD
+    pending: int = HOLD  # how many are still to come before it is full
+    arrived: dict[Slot, int] = field(default_factory=dict)  # in the running backward, in order
+    kept: set[Slot] = field(default_factory=set)  # before it, within no_sync; not reduced yet
+    # Some member's gradient cannot be told to be final before backward ends.
+    holds: bool = False
+
+    def hold(self, slot: Slot) -> None:
+        """Wait for the end of backward from now on: ``slot`` comes more than once."""
+        slot.origin = Origin.REPEATED
+        self.pending = HOLD
+        self.holds = True
+
+    def keep(self) -> None:
+        """Put what has arrived with what was kept: its backward ended without a reduction."""
+        self.kept.update(self.arrived)
+        self.arrived.clear()
+
+    def clear(self) -> None:
+        self.arrived.clear()
+        self.kept.clear()
 
 
 @dataclass(eq=False, slots=True)
@@ -50,8 +67,17 @@ class Slot:
     def __post_init__(self) -> None:
         self.node = accumulate_node(self.param)
 
+    def move_to(self, tally: Tally) -> None:
+        """Count into ``tally`` from now on, and there too what has come already."""
+        if self in self.tally.arrived:
+            tally.arrived[self] = self.tally.arrived.pop(self)
+        if self in self.tally.kept:
+            self.tally.kept.remove(self)
+            tally.kept.add(self)
+        self.tally = tally
 
-@dataclass(eq=False, slots=True)
+
+@dataclass(eq=False, slots=True, kw_only=True)
 class Bucket(Tally):
     """One group's flat buffer: its gradients in order, then one count a parameter.
 
@@ -60,16 +86,13 @@ class Bucket(Tally):
     its parameters are views of it between a reduction and the next ``zero_grad``.
     """
 
-    number: int = 0
-    slots: Sequence[Slot] = ()
+    number: int
+    slots: Sequence[Slot]
     work: Work | None = None
-    # Some member's gradient cannot be told to be final before backward ends.
-    holds: bool = field(init=False)
     flat: Tensor = field(init=False)
     views: list[Tensor] = field(init=False)
     _counts: Tensor = field(init=False)
     _absent: list[int] = field(init=False, default_factory=list)
-    _opened_at: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         first = self.slots[0].param
@@ -80,8 +103,8 @@ class Bucket(Tally):
             _shaped_like(slot.param, piece) for slot, piece in zip(self.slots, pieces, strict=True)
         ]
         for slot in self.slots:
-            slot.tally = self
-        self.update_holds()
+            slot.move_to(self)
+        self._update_holds()
 
     def __str__(self) -> str:
         names = ", ".join(slot.name for slot in self.slots[:3])
@@ -92,33 +115,18 @@ class Bucket(Tally):
     def nbytes(self) -> int:
         return self.flat.nbytes
 
-    def open(self, pending: int) -> None:
-        """Begin to count the gradients of one backward; with ``HOLD`` it never counts as full."""
-        self.pending = pending
-        self._opened_at = len(self.fired)
-
-    @property
-    def n_arrived(self) -> int:
-        """How many gradients have come since ``open``."""
-        return len(self.fired) - self._opened_at
-
     def learn(self, coming: Container[Slot]) -> None:
         """Note where this backward's gradients came from; ``coming``: those that it announced."""
-        arrivals = Counter(self.fired[self._opened_at :])
         for slot in self.slots:
-            if arrivals[slot] > 1:
+            count = self.arrived.get(slot, 0)
+            if count > 1:
                 slot.origin = Origin.REPEATED
-            elif arrivals[slot] == 1 and slot.origin is Origin.UNSEEN:
+            elif count == 1 and slot.origin is Origin.UNSEEN:
                 slot.origin = Origin.DIRECT if slot in coming else Origin.NESTED
-        self.update_holds()
+        self._update_holds()
 
-    def update_holds(self) -> None:
+    def _update_holds(self) -> None:
         self.holds = any(slot.origin in (Origin.UNSEEN, Origin.REPEATED) for slot in self.slots)
-
-    def reset(self) -> None:
-        self.fired.clear()
-        self.pending = HOLD
-        self.work = None
 
     @torch.no_grad()
     def fill(self, scale: float) -> None:
@@ -138,7 +146,9 @@ class Bucket(Tally):
         self.flat.mul_(scale)
 
     def _find_absent(self) -> list[int]:
-        used = set(self.fired)
+        # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
+        came = self.kept | self.arrived.keys()
+        used = {slot for slot in came if slot.param.grad is not None}
         if len(used) == len(self.slots):
             return []
         return [i for i, slot in enumerate(self.slots) if slot not in used]
@@ -158,9 +168,7 @@ class Bucket(Tally):
     def _copy(self, moves: Sequence[tuple[Tensor, Tensor]]) -> None:
         views, grads = zip(*moves, strict=True)
         if any(grad.is_sparse for grad in grads):
-            sparse = [
-                s.name for s in self.slots if s.param.grad is not None and s.param.grad.is_sparse
-            ]
+            sparse = [s.name for s in self.slots if getattr(s.param.grad, "is_sparse", False)]
             raise ReductionError(
                 f"expected dense gradients, got sparse ones of {sparse}. Build the embedding with"
                 " sparse=False; sparse gradients are not reduced yet."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -28,15 +30,31 @@ class AllReduce(Protocol):
 
 
 class Collectives:
-    """Collectives of one process group. Each method must be called by all of its ranks alike."""
+    """Collectives of one process group. Each method must be called by all of its ranks alike.
 
-    def __init__(self, process_group: dist.ProcessGroup | None, device: torch.device) -> None:
-        # None stays None: a reference would outlive destroy_process_group.
+    Where ``process_group`` is None it makes one of all ranks: another engine, or a collective of
+    the user's in the same backward, would else come between ours in an order of its own.
+    """
+
+    def __init__(
+        self, process_group: dist.ProcessGroup | None, device: torch.device, timeout_s: float
+    ) -> None:
+        self._made = process_group is None
+        if process_group is None:
+            process_group = dist.new_group(timeout=timedelta(seconds=timeout_s))
         self._group = process_group
         # NCCL takes its own device's tensors only; gloo takes any.
-        self._device = device if dist.get_backend(self._group) == "nccl" else torch.device("cpu")
-        self.rank = dist.get_rank(self._group)
+        self.on_cuda = device.type == "cuda" and dist.get_backend(self._group) != "gloo"
+        self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
+
+    def close(self) -> None:
+        """Give back the process group that was made here. Idempotent."""
+        if self._made and dist.is_initialized():
+            # A ValueError says that it went already, with all others.
+            with suppress(ValueError):
+                dist.destroy_process_group(self._group)
+        self._made = False
 
     def all_reduce(self, flat: Tensor) -> Work:
         work: Work = dist.all_reduce(flat, group=self._group, async_op=True)

@@ -23,7 +23,7 @@ def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> 
     _check_same(collectives, table, _explain_parameters)
 
 
-def check_plan(collectives: Collectives, plan: GroupPlan) -> None:
+def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
     _check_same(collectives, [plan.planner, plan.groups], _explain_plan)
 

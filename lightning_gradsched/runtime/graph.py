@@ -5,18 +5,32 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+# The node that torch.utils.checkpoint(use_reentrant=True) leaves in the graph.
+REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 
-def ready_order(roots: Iterable[Node]) -> list[Tensor]:
-    """Leaves that ``roots`` (``loss.grad_fn``) reach, in the order in which autograd will run them.
+
+class GraphWalk(NamedTuple):
+    """``leaves`` in the order in which autograd will run them; each once.
+
+    ``hides``: a re-entrant checkpoint is in the graph, whose own leaves are not met, and which may
+    bring a leaf that is met a further gradient.
+    """
+
+    leaves: list[Tensor]
+    hides: bool
+
+
+def ready_order(roots: Iterable[Node]) -> GraphWalk:
+    """Walk the graph from ``roots`` (``loss.grad_fn``) as autograd's engine will.
 
     The engine runs, among the nodes whose consumers are done, the one made last in forward; a
-    leaf's accumulation goes first of all. A leaf that re-entrant checkpointing or a compiled region
-    hides is not met. Takes a few microseconds a node.
+    leaf's accumulation goes first of all. Takes a few microseconds a node.
     """
     roots = list(dict.fromkeys(roots))
     missing = _consumer_counts(roots)
@@ -38,11 +52,11 @@ def ready_order(roots: Iterable[Node]) -> list[Tensor]:
                 # Equal sequence numbers (leaves) leave the heap in the order in which they came.
                 heapq.heappush(heap, (-producer._sequence_nr(), pushed, producer))
                 pushed += 1
-    return leaves
+    return GraphWalk(leaves, hides=any(node.name() == REENTRANT_CHECKPOINT for node in missing))
 
 
 def _consumer_counts(roots: list[Node]) -> Counter[Node]:
-    counts: Counter[Node] = Counter()
+    counts: Counter[Node] = Counter(dict.fromkeys(roots, 0))
     seen = set(roots)
     todo = list(roots)
     while todo:
@@ -66,8 +80,3 @@ def accumulate_node(param: Tensor) -> Node:
 def will_run(node: Node) -> bool:
     """Whether the backward that is running now will reach ``node``. Only inside a hook."""
     return torch._C._will_engine_execute_node(node)
-
-
-def backward_id() -> int:
-    """Number of the backward that this thread is running, -1 outside of any."""
-    return torch._C._current_graph_task_id()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 
-from lightning_gradsched.core.report import BACKWARD
+from lightning_gradsched.core.report import BACKWARD, GroupInfo, OverlapReport
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
+from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime.collectives import Work
+
+# Recorded steps that a report sums up.
+REPORTED_STEPS = 16
+# Late enough to be warm, early enough for short runs to have a report.
+FIRST_RECORDED_STEP = 5
 
 BETWEEN = "optimizer, data, forward"
 
@@ -92,7 +99,7 @@ class Recorder:
     def ended(self) -> None:
         self._ended = self._clock.mark()
 
-    def timeline(self, groups: Sequence[int]) -> Timeline:
+    def timeline(self, groups: Iterable[int]) -> Timeline:
         """The step's spans; time 0 is the beginning of backward. On a GPU, waits for its end."""
         spans = [
             Span(COMPUTE, BETWEEN, self._at(self._step_began), 0.0),
@@ -116,3 +123,41 @@ class Recorder:
 
     def _at(self, mark: Any) -> float:
         return self._clock.seconds(self._backward_began, mark)
+
+
+class StepRecords:
+    """The measured steps of one plan, and whose turn it is to be measured."""
+
+    def __init__(self, clock: Clock, every_n_steps: int) -> None:
+        self._clock = clock
+        self._every = every_n_steps
+        self._step = 0
+        self._groups: Sequence[GroupInfo] = ()
+        self._recorders: deque[Recorder] = deque(maxlen=REPORTED_STEPS)
+
+    def start(self, groups: Sequence[GroupInfo]) -> None:
+        """Forget the steps of another plan; ``groups`` in launch order."""
+        self._groups = groups
+        self._recorders.clear()
+
+    def turn(self, finished: Recorder | None) -> Recorder | None:
+        """Keep a step's marks, if there are any; a recorder for the next step, if it is due."""
+        if finished is not None:
+            self._recorders.append(finished)
+        self._step += 1
+        due = self._every > 0 and self._step % self._every == FIRST_RECORDED_STEP % self._every
+        return Recorder(self._clock) if due else None
+
+    def timelines(self) -> list[Timeline]:
+        numbers = [int(group.label) for group in self._groups]
+        return [recorder.timeline(numbers) for recorder in self._recorders]
+
+    def report(self) -> OverlapReport:
+        if self._every == 0:
+            raise GradSchedError("no step is measured: set record_every_n_steps to 1 or more")
+        if not self._recorders:
+            raise GradSchedError(
+                f"no step is measured yet: {self._step} done, the first is step"
+                f" {FIRST_RECORDED_STEP + 1}, then one in record_every_n_steps={self._every}"
+            )
+        return OverlapReport.of(self.timelines(), self._groups)

@@ -11,12 +11,17 @@ its own graph did.
 those that a re-entrant checkpoint hides. A member counts as absent before the end only if it has
 been seen to come directly (`Origin.DIRECT`) and the engine says that it will not. It is asked only
 after a parameter has once been missing: nets that use all of their parameters never pay for it.
+
+[Note: a backward that raised] Autograd drops the final callback of a backward that raises. A cycle
+that is open though its callback is gone is therefore one that an exception cut off.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
+from itertools import chain
 
 from torch import Tensor
 from torch.autograd import Variable
@@ -28,7 +33,7 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.bucket import HOLD, Bucket, Origin, Slot, Tally
 from lightning_gradsched.runtime.collectives import AllReduce
-from lightning_gradsched.runtime.graph import backward_id, ready_order, will_run
+from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.recorder import Recorder
 
 # Names in local ready order -> the plan and schedule that all ranks agreed on. Collective.
@@ -37,119 +42,166 @@ Plan = Callable[[Sequence[str]], tuple[GroupPlan, ReductionSchedule]]
 
 class State(Enum):
     IDLE = auto()  # between backwards
-    RUNNING = auto()  # from the root hook of a backward to its final callback
+    RUNNING = auto()  # from the root hook (or first gradient) of a backward to its final callback
     MUTED = auto()  # inside no_sync: gradients accumulate locally
 
 
 class Reducer:
-    """Averages the gradients of ``params`` over the ranks while each backward runs."""
+    """Averages gradients over the ranks while each backward runs.
 
-    def __init__(self, params: Mapping[str, Tensor], network: AllReduce, plan: Plan) -> None:
+    ``after_reduction`` is called at the end of every backward that was reduced.
+    """
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        network: AllReduce,
+        plan: Plan,
+        after_reduction: Callable[[], None] = lambda: None,
+    ) -> None:
         self._network = network
         self._plan = plan
+        self._after_reduction = after_reduction
         self._unplanned = Tally()
-        self._slots = {name: Slot(name, param, self._unplanned) for name, param in params.items()}
-        self._slot_of = {id(slot.param): slot for slot in self._slots.values()}
-        self._handles = [self._watch(slot) for slot in self._slots.values()]
-        self._state = State.IDLE
-        self._buckets: list[Bucket] = []  # by group number
+        self._slots: dict[str, Slot] = {}
+        self._handles: list[RemovableHandle] = []
         self._launch_order: list[Bucket] = []
         self._wait_order: list[Bucket] = []
         self._launched = 0  # how many of _launch_order
+        self._state = State.IDLE
+        self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
+        self._announced = False  # whether the running cycle's root has been seen
+        self._certain = False  # whether it is known to be a backward and not an autograd.grad
         self._was_partial = False  # some backward has not reached all parameters
         # What the engine says that this backward will reach; None where it need not be asked.
         self._coming: set[Slot] | None = None
-        self._certain = False  # whether it is known to be a backward and not an autograd.grad
         self.recorder: Recorder | None = None
-        self.on_finish: Callable[[], None] = lambda: None
+        self.add(params)
 
     @property
     def buckets(self) -> Sequence[Bucket]:
         """In launch order; empty before the first backward."""
         return self._launch_order
 
+    def add(self, params: Mapping[str, Tensor]) -> None:
+        """Reduce these too, by a new plan, to be made at the next backward."""
+        for name, param in params.items():
+            self._slots[name] = slot = Slot(name, param, self._unplanned)
+            self._handles.append(self._watch(slot))
+        self._forget_plan()
+
     def detach(self) -> None:
-        """Remove all hooks. Gradients keep the values that they have."""
+        """Remove all hooks and let go of the buckets. Gradients keep the values that they have."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+        self._forget_plan()
 
-    def mute(self) -> None:
-        self._abandon_stale()
-        self._state = State.MUTED
+    def mute(self) -> State:
+        """Let gradients accumulate locally; give the result to ``resume``."""
+        self._close_if_cut_off()
+        before, self._state = self._state, State.MUTED
+        return before
 
-    def unmute(self) -> None:
-        self._state = State.IDLE
+    def resume(self, before: State) -> None:
+        self._state = before
 
     def begin(self, roots: Iterable[Node], *, certain: bool) -> None:
-        """Open a cycle, from a hook that autograd runs first in the backward of ``roots``.
+        """Open a cycle, from a hook that autograd runs in the backward of ``roots``.
 
         ``certain``: gradients must be reduced even if none comes on this rank; otherwise a backward
         that brings none (``autograd.grad``) is let pass.
         """
-        if self._state is not State.IDLE:
+        self._close_if_cut_off()
+        if self._state is State.IDLE and not self._open(certain=certain):
             return
-        if not self._buckets:
-            self._plan_from_graph(roots)
-        self._certain = certain
-        self._open()
-        for bucket in self._launch_order:
-            bucket.open(HOLD if bucket.holds else self._expected(bucket))
-        if self._coming is not None:
-            self._launch_full()
-
-    def abandon_if_stale(self) -> None:
-        """Forget a cycle that an exception cut off. Called outside of any backward only."""
-        if backward_id() == -1:
-            self._abandon_stale()
+        if self._state is State.RUNNING and not self._announced:
+            self._announce(roots)
 
     def _watch(self, slot: Slot) -> RemovableHandle:
         def on_ready(_param: Tensor) -> None:
+            if self._state is State.MUTED:
+                slot.tally.kept.add(slot)
+                return
+            if self._state is State.IDLE or self._final_callback() is None:
+                # A backward of which no root was seen yet: so far all must wait for its end.
+                self._close_if_cut_off()
+                self._open(certain=True)
             tally = slot.tally
-            tally.fired.append(slot)
-            if self._state is State.RUNNING:
-                tally.pending -= 1
-                if tally.pending <= 0:
-                    self._on_full(slot)
-            elif self._state is State.IDLE:
-                self._begin_unannounced()
+            if slot in tally.arrived:
+                self._on_repeat(slot)
+                return
+            tally.arrived[slot] = 1
+            tally.pending -= 1
+            if tally.pending <= 0:
+                self._on_full(slot)
 
         handle: RemovableHandle = slot.param.register_post_accumulate_grad_hook(on_ready)
         return handle
 
-    def _begin_unannounced(self) -> None:
-        """A backward of which no root was seen: nothing is known, so all waits for its end."""
-        self._certain = True
-        self._open()
-        for bucket in self._launch_order:
-            bucket.open(HOLD)
-
-    def _open(self) -> None:
-        Variable._execution_engine.queue_callback(self._finish)
-        self._state = State.RUNNING
-        self._launched = 0
+    def _open(self, *, certain: bool) -> bool:
+        """False where the engine runs an ``autograd.grad``, which leaves ``.grad`` alone."""
         self._coming = None
-        if self._was_partial or any(bucket.holds for bucket in self._launch_order):
-            self._coming = {slot for slot in self._slots.values() if will_run(slot.node)}
+        if self._was_partial or any(b.holds for b in self._launch_order) or not self._launch_order:
+            try:
+                self._coming = {slot for slot in self._slots.values() if will_run(slot.node)}
+            except RuntimeError:  # the engine's answer inside autograd.grad with respect to leaves
+                return False
+
+        def final_callback() -> None:
+            self._finish()
+
+        Variable._execution_engine.queue_callback(final_callback)
+        self._final_callback = weakref.ref(final_callback)
+        self._state = State.RUNNING
+        self._announced, self._certain, self._launched = False, certain, 0
         if self.recorder is not None:
             self.recorder.backward_began()
+        return True
 
-    def _expected(self, bucket: Bucket) -> int:
+    def _announce(self, roots: Iterable[Node]) -> None:
+        """From now on buckets may leave when they are full."""
+        if self._coming is not None and not self._coming and not self._certain:
+            return  # autograd.grad with respect to inputs
+        if not self._launch_order:
+            self._plan_from_graph(roots)
+        self._announced = True
+        for bucket in self._launch_order:
+            bucket.pending = HOLD if bucket.holds else self._n_missing(bucket)
+        self._launch_full()
+
+    def _n_missing(self, bucket: Bucket) -> int:
+        """How many members have not come and may still come; see [Note: absence]."""
         if self._coming is None:
-            return len(bucket.slots)
-        return sum(slot in self._coming or slot.origin is Origin.NESTED for slot in bucket.slots)
+            return len(bucket.slots) - len(bucket.arrived)
+        return sum(
+            slot not in bucket.arrived and (slot in self._coming or slot.origin is Origin.NESTED)
+            for slot in bucket.slots
+        )
+
+    def _on_repeat(self, slot: Slot) -> None:
+        """A gradient that comes again was not final: its group must wait for the end."""
+        slot.tally.arrived[slot] += 1
+        slot.tally.hold(slot)
+        self._refuse_if_late(slot)
 
     def _on_full(self, slot: Slot) -> None:
-        bucket = slot.tally
-        assert isinstance(bucket, Bucket)
-        if bucket.work is not None:
-            raise ReductionError(
-                f"parameter {slot.name!r} got a further gradient after {bucket} was reduced without"
-                " it: a nested backward (re-entrant checkpointing) reached it in a way that it had"
-                " not before. Use torch.utils.checkpoint with use_reentrant=False."
-            )
-        if self.recorder is not None:
-            self.recorder.ready(bucket.number)
+        self._refuse_if_late(slot)
+        if self.recorder is not None and isinstance(slot.tally, Bucket):
+            self.recorder.ready(slot.tally.number)
         self._launch_full()
+
+    def _refuse_if_late(self, slot: Slot) -> None:
+        bucket = slot.tally
+        if not isinstance(bucket, Bucket) or bucket.work is None:
+            return
+        bucket.hold(slot)
+        raise ReductionError(
+            f"parameter {slot.name!r} got a further gradient after {bucket} was reduced without it:"
+            " a nested backward (re-entrant checkpointing) reached it in a way that it had not"
+            " before. From the next step on the group waits for it; to lose no step, use"
+            " torch.utils.checkpoint with use_reentrant=False."
+        )
 
     def _launch_full(self) -> None:
         while self._launched < len(self._launch_order):
@@ -170,19 +222,18 @@ class Reducer:
     def _finish(self) -> None:
         """Autograd's final callback; `.grad` holds the mean over ranks when it returns."""
         try:
-            if self._certain or self._any_arrived():
+            if self._certain or any(tally.arrived for tally in self._tallies()):
                 self._reduce_rest()
+                for tally in self._tallies():
+                    tally.clear()
         finally:
-            self._rest()
-
-    def _any_arrived(self) -> bool:
-        return bool(self._unplanned.fired) or any(b.n_arrived for b in self._launch_order)
+            self._close()
 
     def _reduce_rest(self) -> None:
         if self.recorder is not None:
             self.recorder.backward_ended()
-        if not self._buckets:
-            self._plan_from(self._unplanned.fired)
+        if not self._launch_order:
+            self._plan_from(self._unplanned.arrived)
         for bucket in self._launch_order[self._launched :]:
             self._launch(bucket)
         for bucket in self._wait_order:
@@ -191,7 +242,7 @@ class Reducer:
         self._learn()
         if self.recorder is not None:
             self.recorder.ended()
-        self.on_finish()
+        self._after_reduction()
 
     def _wait(self, bucket: Bucket) -> None:
         assert bucket.work is not None
@@ -206,37 +257,49 @@ class Reducer:
     def _learn(self) -> None:
         """Prepare the next cycle's [Note: absence] where this one was not all regular."""
         for bucket in self._launch_order:
-            if bucket.holds or bucket.n_arrived != len(bucket.slots):
-                self._was_partial |= bucket.n_arrived < len(bucket.slots)
+            if bucket.holds or len(bucket.arrived) < len(bucket.slots):
+                self._was_partial |= len(bucket.arrived) < len(bucket.slots)
                 bucket.learn(self._coming or ())
 
-    def _rest(self) -> None:
-        self._unplanned.fired.clear()
+    def _close(self) -> None:
+        for tally in self._tallies():
+            tally.keep()
+            tally.pending = HOLD
         for bucket in self._launch_order:
-            bucket.reset()
+            bucket.work = None
         self._state = State.IDLE
 
-    def _abandon_stale(self) -> None:
-        if self._state is not State.RUNNING:
-            return
-        for bucket in self._launch_order[: self._launched]:
-            self._wait(bucket)
-        self._rest()
+    def _close_if_cut_off(self) -> None:
+        """See [Note: a backward that raised]. What was launched is waited for first."""
+        if self._state is State.RUNNING and self._final_callback() is None:
+            for bucket in self._launch_order[: self._launched]:
+                self._wait(bucket)
+            self._close()
+
+    def _tallies(self) -> Iterable[Tally]:
+        return chain([self._unplanned], self._launch_order)
+
+    def _forget_plan(self) -> None:
+        for slot in self._slots.values():
+            slot.move_to(self._unplanned)
+        self._launch_order, self._wait_order = [], []
 
     def _plan_from_graph(self, roots: Iterable[Node]) -> None:
-        met = [self._slot_of[id(leaf)] for leaf in ready_order(roots) if id(leaf) in self._slot_of]
-        for slot in met:
-            slot.origin = Origin.DIRECT
+        slot_of = {id(slot.param): slot for slot in self._slots.values()}
+        walk = ready_order(roots)
+        met = [slot_of[id(leaf)] for leaf in walk.leaves if id(leaf) in slot_of]
+        if not walk.hides:
+            for slot in met:
+                if slot.origin is Origin.UNSEEN:
+                    slot.origin = Origin.DIRECT
         self._plan_from(met)
 
     def _plan_from(self, met: Iterable[Slot]) -> None:
         """Agree on a plan from the parameters ``met`` in ready order, and lay out its buckets."""
-        plan, schedule = self._plan(list(dict.fromkeys(slot.name for slot in met)))
-        self._buckets = [
+        plan, schedule = self._plan([slot.name for slot in met])
+        buckets = [
             Bucket(number=number, slots=[self._slots[name] for name in names])
             for number, names in enumerate(plan.groups)
         ]
-        self._launch_order = [self._buckets[group] for group in schedule.launches]
-        self._wait_order = [self._buckets[group] for group in schedule.waits]
-        for slot in self._unplanned.fired:
-            slot.tally.fired.append(slot)
+        self._launch_order = [buckets[group] for group in schedule.launches]
+        self._wait_order = [buckets[group] for group in schedule.waits]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import Node
@@ -21,13 +22,8 @@ from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, Recorder
+from lightning_gradsched.runtime.recorder import CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
-
-# Recorded steps that a report sums up.
-REPORTED_STEPS = 16
-# Late enough to be warm, early enough for short runs to have a report.
-FIRST_RECORDED_STEP = 5
 
 
 class GradientScheduler:
@@ -40,11 +36,12 @@ class GradientScheduler:
     Args:
         module: the model; its trainable parameters are those that require gradients.
         config: how to group and record; the defaults where None.
-        process_group: the ranks to average over; all of them where None.
+        process_group: the ranks to average over, and the group that carries the reductions: nothing
+            else may use it while a backward runs. Where None: all ranks, by a group of its own.
 
     Raises:
         ConsensusError: on every rank, if the ranks hold different models.
-        GradSchedError: no process group, or nothing to train.
+        GradSchedError: no process group, or a module without parameters.
     """
 
     def __init__(
@@ -61,18 +58,18 @@ class GradientScheduler:
             )
         self._module = module
         self._config = config or GradSchedConfig()
-        device = next((p.device for p in module.parameters()), None)
-        if device is None:
-            raise GradSchedError(f"{type(module).__name__} has no parameters: nothing to reduce")
-        self._collectives = Collectives(process_group, device)
-        on_nccl = dist.get_backend(process_group) == "nccl"
-        self._clock: Clock = CudaClock() if on_nccl else CpuClock()
-        self._recorders: deque[Recorder] = deque(maxlen=REPORTED_STEPS)
-        self._step = 0
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self._collectives = Collectives(process_group, device, self._config.stall_timeout_s)
+        self._records = StepRecords(
+            CudaClock() if self._collectives.on_cuda else CpuClock(),
+            self._config.record_every_n_steps,
+        )
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._plan: GroupPlan | None = None
         self._schedule: ReductionSchedule | None = None
-        self._reducer = self._attach()
+        self._params: dict[str, Tensor] = {}
+        self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        self._take_trainable()
         self._broadcast_state()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
 
@@ -97,16 +94,15 @@ class GradientScheduler:
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Within it, ``backward`` accumulates locally; the next one outside reduces the sum."""
-        self._reducer.mute()
+        before = self._reducer.mute()
         try:
             yield
         finally:
-            self._reducer.unmute()
+            self._reducer.resume(before)
 
     def timelines(self) -> list[Timeline]:
         """The measured steps, oldest first; at most the last 16."""
-        groups = [bucket.number for bucket in self._reducer.buckets]
-        return [recorder.timeline(groups) for recorder in self._recorders]
+        return self._records.timelines()
 
     def report(self) -> OverlapReport:
         """What the recorded steps took and how much communication was hidden.
@@ -114,31 +110,27 @@ class GradientScheduler:
         Raises:
             GradSchedError: no step has been recorded yet.
         """
-        if not self._recorders:
-            raise GradSchedError(
-                f"no step is recorded yet: {self._step} done, one in"
-                f" {self._config.record_every_n_steps} is measured; set record_every_n_steps lower"
-            )
-        groups = [
-            GroupInfo(str(bucket.number), tuple(s.name for s in bucket.slots), bucket.nbytes)
-            for bucket in self._reducer.buckets
-        ]
-        return OverlapReport.of(self.timelines(), groups)
+        return self._records.report()
 
     def detach(self) -> None:
-        """Remove all hooks: the module is as it was before."""
+        """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
         self._reducer.detach()
+        self._collectives.close()
 
-    def _attach(self) -> Reducer:
+    def _take_trainable(self) -> None:
+        """Reduce, from now on, what requires gradients and is not reduced yet.
+
+        Nothing is ever dropped: `toggle_optimizer` switches requires_grad off and on around a step.
+        """
         named = dict(self._module.named_parameters())
-        # As they are now: `toggle_optimizer` switches requires_grad off and on around a backward.
-        self._params = {name: p for name, p in named.items() if p.requires_grad}
-        self._frozen = [p for p in named.values() if not p.requires_grad]
-        consensus.check_parameters(self._collectives, self._params)
-        reducer = Reducer(self._params, self._collectives, self._make_plan)
-        reducer.on_finish = self._after_step
-        return reducer
+        found = {n: p for n, p in named.items() if p.requires_grad and n not in self._params}
+        consensus.check_parameters(self._collectives, found)
+        if not named:
+            raise GradSchedError(f"{type(self._module).__name__} has no parameters to train")
+        self._params.update(found)
+        self._frozen = [p for n, p in named.items() if n not in self._params]
+        self._reducer.add(found)
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
@@ -150,13 +142,13 @@ class GradientScheduler:
         make = planner_named(self._config.planner, group_nbytes=self._config.group_nbytes)
         plan = make(profile)
         check_plan(plan, profile)
-        consensus.check_plan(self._collectives, plan)
+        consensus.check_same_plan(self._collectives, plan)
         self._plan, self._schedule = plan, lower(plan)
+        self._records.start(_group_infos(plan, self._schedule, self._params))
         return self._plan, self._schedule
 
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
         """Have the backward of ``outputs`` open a cycle as its first act."""
-        self._reducer.abandon_if_stale()
         if not self._reducer.buckets:
             # Kept here and not by the hook, which hangs on the graph: no cycle may hold a graph.
             self._roots = [t.grad_fn for t in outputs if t.grad_fn is not None]
@@ -167,28 +159,30 @@ class GradientScheduler:
             self._roots = []
 
         for tensor in outputs:
-            if tensor.requires_grad:
+            if tensor.grad_fn is not None:
                 tensor.register_hook(on_root)
 
     def _follow_unfrozen(self) -> None:
-        """Start anew where a parameter that was frozen trains now (all ranks see the same)."""
+        """Take in a parameter that was frozen and trains now (all ranks see the same)."""
         if any(p.requires_grad for p in self._frozen):
-            self._reducer.detach()
-            self._reducer = self._attach()
+            self._take_trainable()
 
-    def _after_step(self) -> None:
-        """Keep this step's marks if there are any, and begin the next step's if it is its turn."""
-        if self._reducer.recorder is not None:
-            self._recorders.append(self._reducer.recorder)
-        self._step += 1
-        every = self._config.record_every_n_steps
-        due = every > 0 and self._step % every == FIRST_RECORDED_STEP % every
-        self._reducer.recorder = Recorder(self._clock) if due else None
+    def _after_reduction(self) -> None:
+        self._reducer.recorder = self._records.turn(self._reducer.recorder)
 
 
 def _profile(name: str, param: Tensor) -> ParamProfile:
     dtype = str(param.dtype).removeprefix("torch.")
     return ParamProfile(name, param.nbytes, dtype, str(param.device))
+
+
+def _group_infos(
+    plan: GroupPlan, schedule: ReductionSchedule, params: Mapping[str, Tensor]
+) -> list[GroupInfo]:
+    return [
+        GroupInfo(str(group), plan.groups[group], sum(params[n].nbytes for n in plan.groups[group]))
+        for group in schedule.launches
+    ]
 
 
 class _ForwardHook:
@@ -200,7 +194,7 @@ class _ForwardHook:
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         scheduler = self._scheduler() if self._scheduler is not None else None
         if scheduler is not None:
-            roots = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+            roots = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
             if roots:
                 scheduler._watch_root(roots, certain=False)
 
@@ -217,3 +211,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))

@@ -27,10 +27,6 @@ def test_busy_time_is_the_union_and_exposed_time_what_compute_does_not_cover() -
     assert STEP.exposed_s() == 3.0  # 10 to 12 and 13 to 14
 
 
-def test_json_round_trip() -> None:
-    assert Timeline.from_json(STEP.to_json()) == STEP
-
-
 def test_chrome_trace_spreads_overlapping_spans_over_rows() -> None:
     events = STEP.to_chrome_trace(rank=3)["traceEvents"]
     rows = {event["name"]: event["tid"] for event in events if event["cat"] == COMMUNICATION}

@@ -91,6 +91,21 @@ class SharedReentrant(nn.Module):
         return x
 
 
+class DirectAndReentrant(nn.Module):
+    """One layer used in a re-entrant checkpoint (if ``use_checkpoint``) and again outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.use_checkpoint = True
+        self.first, self.shared, self.middle = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        if self.use_checkpoint:
+            x = checkpoint(self.shared, x, use_reentrant=True)
+        return self.shared(torch.tanh(self.middle(x)))
+
+
 NETS = {
     "residual": Residual,
     "dense": Dense,

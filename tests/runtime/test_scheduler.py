@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import pickle
+import time
 import weakref
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from tests.parity.nets import WIDTH
+from lightning_gradsched.errors import ReductionError
+from tests.parity.nets import WIDTH, DirectAndReentrant
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
 
@@ -140,6 +144,7 @@ def life(rank: int) -> dict[str, Any]:
     seen.update(schedule=str(scheduler.schedule), n_recorded=scheduler.report().n_steps)
     seen["reduced"] = grads_of(net)
     scheduler.detach()
+    seen["n_recorded_after_detach"] = scheduler.report().n_steps
     for module in (net, *copies):
         module.zero_grad()
         module(x, "abc").sum().backward()
@@ -151,9 +156,9 @@ def test_life_of_a_scheduler() -> None:
     ranks = run_ranks(2, life)
     for seen in ranks:
         assert seen["plan_before"] is None
-        assert "no step is recorded yet: 0 done" in seen["error_before"]
+        assert "no step is measured yet: 0 done" in seen["error_before"]
         assert seen["schedule"] == "R0 W0"
-        assert seen["n_recorded"] == 2
+        assert seen["n_recorded"] == seen["n_recorded_after_detach"] == 2
         assert equal(seen["reduced"], ranks[0]["reduced"])
         assert all(equal(seen["local"][0], copy) for copy in seen["local"][1:])
     assert not equal(ranks[0]["local"][0], ranks[1]["local"][0]), "detached: local again"
@@ -181,31 +186,178 @@ def test_a_backward_whose_root_was_not_seen_is_reduced_at_its_end() -> None:
         assert equal(ours, reference)
 
 
-def unfreeze(rank: int) -> list[tuple[Grads, Grads]]:
+def unfreeze(rank: int, muted: bool) -> dict[str, Any]:
+    """Layer a trains from step 2 on; with ``muted`` it is unfrozen within no_sync."""
     torch.manual_seed(0)
     net = Branches()
     net.a.requires_grad_(False)
     plain = deepcopy(net)
-    GradientScheduler(net)
-    steps = []
-    for i in range(4):
-        if i == 2:
-            net.a.requires_grad_(True)
-            plain.a.requires_grad_(True)
-        x = torch.full((2, WIDTH), 0.1 * (rank + 1 + i))
+    scheduler = GradientScheduler(net, GradSchedConfig(record_every_n_steps=1))
+    steps, plans = [], []
+    for i in range(5):
         for module in (net, plain):
             module.zero_grad()
-            module(x, "abc").square().sum().backward()
+            module.a.requires_grad_(i >= 2)
+        for micro_batch in range(2 if muted else 1):
+            x = torch.full((2, WIDTH), 0.1 * (rank + 1 + i))
+            is_last = micro_batch == 1 or not muted
+            for module in (net, plain):
+                with nullcontext() if is_last else scheduler.no_sync():
+                    module(x, "abc").square().sum().backward()
+        average_gradients(plain)
+        steps.append((grads_of(net), grads_of(plain)))
+        plans.append(scheduler.plan)
+    return {"steps": steps, "plans": plans, "n_recorded": scheduler.report().n_steps}
+
+
+@pytest.mark.parametrize("muted", [False, True])
+def test_a_layer_that_is_unfrozen_is_reduced_from_then_on(muted: bool) -> None:
+    for seen in run_ranks(2, unfreeze, muted):
+        steps, plans = seen["steps"], seen["plans"]
+        assert steps[1][0]["a.weight"] is None
+        assert steps[2][0]["a.weight"] is not None
+        assert all(equal(ours, reference) for ours, reference in steps)
+        assert plans[0] is plans[1], "one plan while nothing changes"
+        assert plans[2] is plans[4] is not plans[1]
+        assert seen["n_recorded"] <= 3, "steps of the old plan are not in the new one's report"
+
+
+def alternate(rank: int) -> tuple[int, Grads, Grads]:
+    """Which layer trains changes with every step, as in alternating optimization."""
+    torch.manual_seed(0)
+    net = Branches()
+    net.a.requires_grad_(False)
+    plain = deepcopy(net)
+    scheduler = GradientScheduler(net)
+    plans = set()
+    for i in range(6):
+        for module in (net, plain):
+            module.zero_grad()
+            module.a.requires_grad_(i % 2 == 1)
+            module.b.requires_grad_(i % 2 == 0)
+            module(torch.full((2, WIDTH), 0.1 * (rank + 1 + i)), "abc").square().sum().backward()
+        average_gradients(plain)
+        plans.add(scheduler.plan)
+    return len(plans), grads_of(net), grads_of(plain)
+
+
+def test_layers_that_train_in_turns_are_planned_once_each() -> None:
+    for n_plans, ours, reference in run_ranks(2, alternate):
+        assert n_plans == 2
+        assert equal(ours, reference)
+
+
+def two_models(rank: int, shared_group: bool) -> list[tuple[Grads, ...]]:
+    """A discriminator on a generator, both in one backward, ranks using unlike parts of one."""
+    torch.manual_seed(0)
+    nets = Branches(), Branches()
+    plains = deepcopy(nets)
+    # The reductions of each on a group of its own, made by us or given.
+    groups = [dist.new_group() if shared_group else None for _ in nets]
+    config = GradSchedConfig(planner="per_tensor")
+    schedulers = [
+        GradientScheduler(net, config, process_group=group)
+        for net, group in zip(nets, groups, strict=True)
+    ]
+    steps = []
+    for i, use in enumerate([("abc", "abc"), ("abc", "ab"), ("c", "a"), ("ab", "abc"), ("b", "b")]):
+        x = torch.full((2, WIDTH), 0.1 * (rank + 1 + i))
+        for generator, discriminator in (nets, plains):
+            generator.zero_grad()
+            discriminator.zero_grad()
+            discriminator(generator(x, "abc"), use[rank]).square().sum().backward()
+        for plain in plains:
+            average_gradients(plain)
+        steps += [(grads_of(a), grads_of(b)) for a, b in zip(nets, plains, strict=True)]
+    for scheduler in schedulers:
+        scheduler.detach()
+    return steps
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_two_models_in_one_backward_do_not_mix(given: bool) -> None:
+    for steps in run_ranks(2, two_models, given):
+        assert all(equal(ours, reference) for ours, reference in steps)
+
+
+def direct_and_reentrant(rank: int, planner: str) -> list[Any]:
+    """One layer used both in a re-entrant checkpoint and outside of it."""
+    torch.manual_seed(0)
+    net = DirectAndReentrant()
+    plain = deepcopy(net)
+    GradientScheduler(net, GradSchedConfig(planner=planner))
+    steps = []
+    for i in range(3):
+        for module in (net, plain):
+            module.zero_grad()
+            module(torch.full((2, WIDTH), 0.1 * (rank + 1 + i))).square().sum().backward()
         average_gradients(plain)
         steps.append((grads_of(net), grads_of(plain)))
     return steps
 
 
-def test_a_layer_that_is_unfrozen_is_reduced_from_then_on() -> None:
-    for steps in run_ranks(2, unfreeze):
-        assert steps[1][0]["a.weight"] is None
-        assert steps[2][0]["a.weight"] is not None
+@pytest.mark.parametrize("planner", ["single", "per_tensor"])
+def test_a_layer_used_directly_and_in_a_reentrant_checkpoint(planner: str) -> None:
+    for steps in run_ranks(2, direct_and_reentrant, planner):
         assert all(equal(ours, reference) for ours, reference in steps)
+
+
+def late_gradient(rank: int) -> tuple[str, Grads, Grads]:
+    """The checkpoint around a shared layer is switched on in the middle of training."""
+    torch.manual_seed(0)
+    net = DirectAndReentrant()
+    plain = deepcopy(net)
+    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    message = ""
+    for i in range(4):
+        net.use_checkpoint = plain.use_checkpoint = i >= 2
+        x = torch.full((2, WIDTH), 0.1 * (rank + 1 + i))
+        net.zero_grad()
+        plain.zero_grad()
+        plain(x).square().sum().backward()
+        average_gradients(plain)
+        try:
+            net(x).square().sum().backward()
+        except ReductionError as error:
+            message = f"step {i}: {error}"
+    return message, grads_of(net), grads_of(plain)
+
+
+def test_a_gradient_that_comes_too_late_is_named_and_awaited_from_then_on() -> None:
+    for message, ours, reference in run_ranks(2, late_gradient):
+        assert message.startswith("step 2: parameter 'shared.")
+        assert "From the next step on" in message
+        assert equal(ours, reference)
+
+
+def nested_no_sync(rank: int) -> Grads:
+    torch.manual_seed(0)
+    net = Branches()
+    scheduler = GradientScheduler(net)
+    with scheduler.no_sync():
+        with scheduler.no_sync():
+            pass
+        net(torch.full((2, WIDTH), 0.1 * (rank + 1)), "abc").sum().backward()
+    return grads_of(net)
+
+
+def test_no_sync_nests() -> None:
+    first, second = run_ranks(2, nested_no_sync)
+    assert not equal(first, second), "local on each rank"
+
+
+def sleeper(rank: int) -> None:
+    net = nn.Linear(2, 1)
+    GradientScheduler(net, GradSchedConfig(stall_timeout_s=1.0))
+    if rank == 1:
+        time.sleep(4)
+    net(torch.ones(1, 2)).sum().backward()
+
+
+def test_a_wait_is_bounded_by_stall_timeout_s_and_names_the_group() -> None:
+    message = errors_of_ranks(2, sleeper)[0]
+    assert message.startswith(("ReductionError", "RuntimeError"))
+    assert "1000ms" in message
 
 
 def nested_grad(rank: int) -> tuple[Grads, Grads]:
