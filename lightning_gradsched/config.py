@@ -21,8 +21,8 @@ class GradSchedConfig:
         record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
         trace_path: where rank 0 writes the Chrome trace of the last recorded step when ``fit``
             ends; the overlap report is then printed too. None writes and prints nothing.
-        stall_timeout_s: the longest wait for another rank, in forming the process group and in any
-            collective.
+        stall_timeout_s: the longest wait for another rank, in forming the process group (where
+            Lightning does it) and in any collective of the engine's own group.
 
     Raises:
         ValueError: a field outside its range; the message names the field and the valid values.

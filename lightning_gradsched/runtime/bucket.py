@@ -88,6 +88,10 @@ class Bucket(Tally):
 
     number: int
     slots: Sequence[Slot]
+    in_flight: bool = False
+    # Kept until the next one, or the end of gloo's threads: they let go of a work after its waiter
+    # has gone on, and the last to let go needs the interpreter. If that is ending, the process
+    # aborts ("terminate called without an active exception").
     work: Work | None = None
     flat: Tensor = field(init=False)
     views: list[Tensor] = field(init=False)

@@ -42,19 +42,19 @@ class Collectives:
         self._made = process_group is None
         if process_group is None:
             process_group = dist.new_group(timeout=timedelta(seconds=timeout_s))
-        self._group = process_group
+        self._group: dist.ProcessGroup | None = process_group
         # NCCL takes its own device's tensors only; gloo takes any.
         self.on_cuda = device.type == "cuda" and dist.get_backend(self._group) != "gloo"
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
 
     def close(self) -> None:
-        """Give back the process group that was made here. Idempotent."""
+        """Give back the process group that was made here, and end its threads. Idempotent."""
         if self._made and dist.is_initialized():
             # A ValueError says that it went already, with all others.
             with suppress(ValueError):
                 dist.destroy_process_group(self._group)
-        self._made = False
+        self._group, self._made = None, False
 
     def all_reduce(self, flat: Tensor) -> Work:
         work: Work = dist.all_reduce(flat, group=self._group, async_op=True)

@@ -193,7 +193,7 @@ class Reducer:
 
     def _refuse_if_late(self, slot: Slot) -> None:
         bucket = slot.tally
-        if not isinstance(bucket, Bucket) or bucket.work is None:
+        if not isinstance(bucket, Bucket) or not bucket.in_flight:
             return
         bucket.hold(slot)
         raise ReductionError(
@@ -215,6 +215,7 @@ class Reducer:
             self.recorder.turn_came(bucket.number)
         bucket.fill(1.0 / self._network.world_size)
         bucket.work = self._network.all_reduce(bucket.flat)
+        bucket.in_flight = True
         self._launched += 1
         if self.recorder is not None:
             self.recorder.launched(bucket.number, bucket.work)
@@ -266,7 +267,7 @@ class Reducer:
             tally.keep()
             tally.pending = HOLD
         for bucket in self._launch_order:
-            bucket.work = None
+            bucket.in_flight = False
         self._state = State.IDLE
 
     def _close_if_cut_off(self) -> None:

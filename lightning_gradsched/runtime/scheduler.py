@@ -115,8 +115,9 @@ class GradientScheduler:
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
-        self._reducer.detach()
+        # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
+        self._reducer.detach()
 
     def _take_trainable(self) -> None:
         """Reduce, from now on, what requires gradients and is not reduced yet.

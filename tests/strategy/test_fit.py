@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor
 
 import lightning_gradsched  # noqa: F401  registers the strategy
@@ -129,6 +133,74 @@ def test_checkpoint_callbacks_report_and_trace(tmp_path: Path) -> None:
     assert trace["otherData"]["schedule"].startswith("R0 R1")
 
 
+class UnfreezeEncoder(BaseFinetuning):
+    """Trains ``encode`` too from the second epoch on, in the optimizer that there is."""
+
+    def freeze_before_training(self, pl_module: pl.LightningModule) -> None:
+        self.freeze(pl_module.encode)
+
+    def finetune_function(
+        self, pl_module: pl.LightningModule, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.encode, optimizer)
+
+
+def finetune(rank: int, folder: str) -> tuple[Weights, Weights, int]:
+    pl.seed_everything(0, verbose=False)
+    module = modules.Regression()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    strategy = GradSchedStrategy(record_every_n_steps=1, trace_path=f"{folder}/trace.json")
+    trainer(strategy, folder, callbacks=[UnfreezeEncoder()]).fit(module)
+    after = {name: value.clone() for name, value in module.state_dict().items()}
+    return before, after, sum(len(row.names) for row in strategy.report().rows)
+
+
+def test_an_unfrozen_encoder_is_reduced(tmp_path: Path) -> None:
+    """Stock DDP leaves it unreduced, and the ranks' weights drift apart (Lightning #20340)."""
+    first, second = run_ranks(2, finetune, str(tmp_path))
+    for name, value in first[1].items():
+        assert torch.equal(value, second[1][name]), name
+        assert not torch.equal(value, first[0][name]), name
+    assert first[2] == 6, "the report is that of the plan with all parameters"
+    assert (tmp_path / "trace.json").exists()
+
+
+SCRIPT = """
+import lightning.pytorch as pl
+import lightning_gradsched
+from tests.strategy.modules import Regression
+
+if __name__ == "__main__":
+    trainer = pl.Trainer(strategy="{name}", accelerator="cpu", devices=2, max_epochs=1,
+                         logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(Regression())
+    try:
+        trainer.strategy.report()
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gradsched", "gradsched_spawn", "gradsched_fork"])
+def test_every_way_of_starting_ranks(name: str, tmp_path: Path) -> None:
+    script = tmp_path / "fit.py"
+    script.write_text(SCRIPT.format(name=name))
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "`max_epochs=1` reached" in result.stderr
+    if name != "gradsched":
+        assert "no fit has run in this process" in result.stdout
+
+
 def other_model(rank: int) -> None:
     module = modules.Regression() if rank == 0 else modules.Frozen()
     trainer("gradsched").fit(module)
@@ -145,6 +217,7 @@ def test_a_rank_with_another_model_is_named_on_every_rank() -> None:
     ("given", "error", "message"),
     [
         ({"bucket_cap_mb": 25}, TypeError, "planner='fixed_size' and group_nbytes"),
+        ({"timeout": 3}, TypeError, "choose stall_timeout_s"),
         ({"find_unused_parameters": True}, TypeError, "need no flag"),
         ({"plan": "ddp"}, TypeError, "no 'plan'; its settings are"),
         ({"planner": "best"}, ValueError, r"planner: expected one of .*'ddp'.*, got 'best'"),
@@ -160,6 +233,6 @@ def test_settings_that_cannot_be_are_refused(
         GradSchedStrategy(**given)
 
 
-def test_the_engine_is_there_only_during_fit() -> None:
-    with pytest.raises(RuntimeError, match=r"only .*Trainer\.fit"):
+def test_there_is_no_engine_before_a_fit() -> None:
+    with pytest.raises(RuntimeError, match="no fit has run"):
         GradSchedStrategy().report()
