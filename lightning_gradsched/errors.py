@@ -7,6 +7,10 @@ class GradSchedError(RuntimeError):
     """Base of all errors that this package raises on purpose."""
 
 
+class ProfileError(GradSchedError):
+    """A profile with impossible numbers, of another kind, or of another model."""
+
+
 class PlanError(GradSchedError):
     """A group plan or schedule that does not carry every parameter exactly once."""
 
