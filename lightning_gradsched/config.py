@@ -16,7 +16,8 @@ class GradSchedConfig:
     Attributes:
         planner: how gradients are grouped: ``"ddp"`` (DDP's own caps of 1 and 25 MiB, over the real
             ready order), ``"fixed_size"`` (groups of ``group_nbytes``), ``"single"`` (one group),
-            ``"per_tensor"`` (one group a parameter).
+            ``"per_tensor"`` (one group a parameter); or from measurements of the first steps and
+            the network: ``"optimal"`` (dynamic programming), ``"mg_wfbp"`` (MG-WFBP's merge).
         group_nbytes: bytes at which a group of ``"fixed_size"`` closes.
         record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
         trace_path: where rank 0 writes the Chrome trace of the last recorded step when ``fit``

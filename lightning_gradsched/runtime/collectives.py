@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +45,8 @@ class Collectives:
             process_group = dist.new_group(timeout=timedelta(seconds=timeout_s))
         self._group: dist.ProcessGroup | None = process_group
         # NCCL takes its own device's tensors only; gloo takes any.
-        self.on_cuda = device.type == "cuda" and dist.get_backend(self._group) != "gloo"
+        self.backend = dist.get_backend(self._group)
+        self.on_cuda = device.type == "cuda" and self.backend != "gloo"
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
 
@@ -69,11 +71,31 @@ class Collectives:
         negative_low, high = self._reduce([-value, value], dist.ReduceOp.MAX)
         return -negative_low, high
 
+    def median(self, values: Sequence[float]) -> list[float]:
+        """Elementwise median over the ranks of 64-bit floats; the same bits on every rank."""
+        local = torch.tensor(values, dtype=torch.float64, device=self._device)
+        gathered = [torch.empty_like(local) for _ in range(self.world_size)]
+        dist.all_gather(gathered, local, group=self._group)
+        return [float(value) for value in torch.stack(gathered).median(dim=0).values.tolist()]
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's ``value`` (anything that pickles), by rank. Slow: for explaining errors."""
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def time_all_reduce(self, nbytes: int, repeats: int) -> list[float]:
+        """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come."""
+        flat = torch.zeros(max(1, nbytes // 4), device=self._device)
+        seconds = []
+        for _ in range(repeats):
+            self.min_and_max(0)
+            start_s = perf_counter()
+            dist.all_reduce(flat, group=self._group)
+            if self.on_cuda:
+                torch.cuda.synchronize()
+            seconds.append(perf_counter() - start_s)
+        return seconds
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Copy rank 0's values into ``tensors`` on all ranks."""

@@ -34,6 +34,7 @@ from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.bucket import HOLD, Bucket, Origin, Slot, Tally
 from lightning_gradsched.runtime.collectives import AllReduce
 from lightning_gradsched.runtime.graph import ready_order, will_run
+from lightning_gradsched.runtime.profiler import StepProfiler
 from lightning_gradsched.runtime.recorder import Recorder
 
 # Names in local ready order -> the plan and schedule that all ranks agreed on. Collective.
@@ -76,6 +77,7 @@ class Reducer:
         # What the engine says that this backward will reach; None where it need not be asked.
         self._coming: set[Slot] | None = None
         self.recorder: Recorder | None = None
+        self.profiler: StepProfiler | None = None
         self.add(params)
 
     @property
@@ -88,14 +90,20 @@ class Reducer:
         for name, param in params.items():
             self._slots[name] = slot = Slot(name, param, self._unplanned)
             self._handles.append(self._watch(slot))
-        self._forget_plan()
+        self.forget_plan()
 
     def detach(self) -> None:
         """Remove all hooks and let go of the buckets. Gradients keep the values that they have."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forget_plan()
+        self.forget_plan()
+
+    def forget_plan(self) -> None:
+        """Have the next backward ask for a plan. Not while a backward that is planned runs."""
+        for slot in self._slots.values():
+            slot.move_to(self._unplanned)
+        self._launch_order, self._wait_order = [], []
 
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""
@@ -132,6 +140,8 @@ class Reducer:
                 self._on_repeat(slot)
                 return
             tally.arrived[slot] = 1
+            if self.profiler is not None:
+                self.profiler.gradient(slot.name)
             tally.pending -= 1
             if tally.pending <= 0:
                 self._on_full(slot)
@@ -157,6 +167,8 @@ class Reducer:
         self._announced, self._certain, self._launched = False, certain, 0
         if self.recorder is not None:
             self.recorder.backward_began()
+        if self.profiler is not None:
+            self.profiler.backward_began()
         return True
 
     def _announce(self, roots: Iterable[Node]) -> None:
@@ -233,6 +245,8 @@ class Reducer:
     def _reduce_rest(self) -> None:
         if self.recorder is not None:
             self.recorder.backward_ended()
+        if self.profiler is not None:
+            self.profiler.backward_ended()
         if not self._launch_order:
             self._plan_from(self._unplanned.arrived)
         for bucket in self._launch_order[self._launched :]:
@@ -279,11 +293,6 @@ class Reducer:
 
     def _tallies(self) -> Iterable[Tally]:
         return chain([self._unplanned], self._launch_order)
-
-    def _forget_plan(self) -> None:
-        for slot in self._slots.values():
-            slot.move_to(self._unplanned)
-        self._launch_order, self._wait_order = [], []
 
     def _plan_from_graph(self, roots: Iterable[Node]) -> None:
         slot_of = {id(slot.param): slot for slot in self._slots.values()}

@@ -14,16 +14,29 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from lightning_gradsched.config import GradSchedConfig
-from lightning_gradsched.core.plan import GroupPlan, check_plan, planner_named
-from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
+from lightning_gradsched.core.cost import AlphaBeta, fit_all_reduce
+from lightning_gradsched.core.plan import (
+    MEASURED_PLANNERS,
+    UNMEASURED_PLANNERS,
+    GroupPlan,
+    Planner,
+    check_plan,
+    planner_named,
+)
+from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile
 from lightning_gradsched.core.report import GroupInfo, OverlapReport
 from lightning_gradsched.core.schedule import ReductionSchedule, lower
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.recorder import CpuClock, CudaClock, StepRecords
+from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile, calibrate
+from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
+
+# Given to planners that look at no cost.
+UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)
+CALIBRATION_BUDGET_S = 1.0
 
 
 class GradientScheduler:
@@ -60,18 +73,21 @@ class GradientScheduler:
         self._config = config or GradSchedConfig()
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._collectives = Collectives(process_group, device, self._config.stall_timeout_s)
-        self._records = StepRecords(
-            CudaClock() if self._collectives.on_cuda else CpuClock(),
-            self._config.record_every_n_steps,
-        )
+        self._clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
+        self._records = StepRecords(self._clock, self._config.record_every_n_steps)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._plan: GroupPlan | None = None
         self._schedule: ReductionSchedule | None = None
         self._params: dict[str, Tensor] = {}
+        self._profile: BackwardProfile | None = None
+        self._network: NetworkProfile | None = None
         self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
         self._take_trainable()
         self._broadcast_state()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
+        if self._config.planner in MEASURED_PLANNERS:
+            self._network = calibrate(self._collectives, budget_s=CALIBRATION_BUDGET_S)
+            self._begin_profile()
 
     @property
     def plan(self) -> GroupPlan | None:
@@ -82,6 +98,16 @@ class GradientScheduler:
     def schedule(self) -> ReductionSchedule | None:
         """The order of launches and waits; None before the first backward."""
         return self._schedule
+
+    @property
+    def profile(self) -> BackwardProfile | None:
+        """What the plan was made from; None before it is measured, or where no planner asks."""
+        return self._profile
+
+    @property
+    def network(self) -> NetworkProfile | None:
+        """What a planner that needs it has measured of the network."""
+        return self._network
 
     def prepare(self, loss: Tensor) -> None:
         """Announce that ``loss`` (or a multiple of it) is about to be differentiated.
@@ -115,6 +141,8 @@ class GradientScheduler:
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
+        if self._reducer.profiler is not None:
+            self._reducer.profiler.detach()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
         self._reducer.detach()
@@ -132,16 +160,23 @@ class GradientScheduler:
         self._params.update(found)
         self._frozen = [p for n, p in named.items() if n not in self._params]
         self._reducer.add(found)
+        self._profile = None  # of fewer parameters
+        if self._network is not None:
+            self._begin_profile()
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
         self._collectives.broadcast([tensor.detach() for tensor in state])
 
     def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
-        order = consensus.agree_order(self._collectives, list(self._params), seen)
-        profile = BackwardProfile(tuple(_profile(name, self._params[name]) for name in order))
-        make = planner_named(self._config.planner, group_nbytes=self._config.group_nbytes)
-        plan = make(profile)
+        if self._profile is None or self._network is None:
+            order = consensus.agree_order(self._collectives, list(self._params), seen)
+            profile = BackwardProfile(tuple(_param_profile(n, self._params[n]) for n in order))
+            plan = self._unmeasured_planner()(profile, UNKNOWN_NETWORK)
+        else:
+            profile = self._profile
+            make = planner_named(self._config.planner, group_nbytes=self._config.group_nbytes)
+            plan = make(profile, fit_all_reduce(self._network).model)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
         self._plan, self._schedule = plan, lower(plan)
@@ -170,9 +205,32 @@ class GradientScheduler:
 
     def _after_reduction(self) -> None:
         self._reducer.recorder = self._records.turn(self._reducer.recorder)
+        profiler = self._reducer.profiler
+        if profiler is not None:
+            profiler.step_ended()
+            if profiler.is_done:
+                self._end_profile(profiler)
+
+    def _unmeasured_planner(self) -> Planner:
+        name = self._config.planner
+        name = name if name in UNMEASURED_PLANNERS else "ddp"
+        return planner_named(name, group_nbytes=self._config.group_nbytes)
+
+    def _begin_profile(self) -> None:
+        if self._reducer.profiler is not None:
+            self._reducer.profiler.detach()
+        self._reducer.profiler = StepProfiler(self._module, self._params, self._clock)
+
+    def _end_profile(self, profiler: StepProfiler) -> None:
+        """Agree on what was measured, and have the next backward planned from it."""
+        profiler.detach()
+        self._reducer.profiler = None
+        params = [_param_profile(name, param) for name, param in self._params.items()]
+        self._profile = agree_on_profile(self._collectives, profiler, params)
+        self._reducer.forget_plan()
 
 
-def _profile(name: str, param: Tensor) -> ParamProfile:
+def _param_profile(name: str, param: Tensor) -> ParamProfile:
     dtype = str(param.dtype).removeprefix("torch.")
     return ParamProfile(name, param.nbytes, dtype, str(param.device))
 

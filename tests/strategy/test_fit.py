@@ -62,7 +62,7 @@ def trainer(strategy: Any, folder: str = ".", **options: Any) -> pl.Trainer:
     )
 
 
-def fit(rank: int, case: str, strategy: str) -> Weights:
+def fit(rank: int, case: str, strategy: Any) -> Weights:
     make, options = CASES[case]
     pl.seed_everything(rank, verbose=False)  # each its own: rank 0's weights must win
     module = make()
@@ -78,6 +78,14 @@ def test_ends_with_the_weights_of_ddp(case: str) -> None:
     for name, value in theirs[0].items():
         assert torch.equal(ours[0][name], value), name
         assert torch.equal(ours[1][name], value), name
+
+
+def test_planning_from_measurements_changes_no_weight() -> None:
+    for planner in ("optimal", "mg_wfbp"):
+        ours = run_ranks(2, fit, "accumulation", GradSchedStrategy(planner=planner))
+        theirs = run_ranks(2, fit, "accumulation", "ddp")
+        for name, value in theirs[0].items():
+            assert torch.equal(ours[0][name], value), (planner, name)
 
 
 def test_a_parameter_that_no_rank_uses_does_not_decay() -> None:

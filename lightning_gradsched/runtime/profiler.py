@@ -1,0 +1,140 @@
+"""Measures what planners plan from: the times of a step, and the network."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
+from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.recorder import Clock
+
+# The first steps allocate and warm up; then so many are measured.
+WARM_UP_STEPS = 2
+MEASURED_STEPS = 5
+
+LADDER_NBYTES = tuple(2**k for k in range(10, 27, 2))
+REPEATS = 5
+
+
+@dataclass(slots=True)
+class StepMarks:
+    """The clock's marks of one step; first uses and gradients by parameter name."""
+
+    needed: dict[str, Any] = field(default_factory=dict)
+    ready: dict[str, Any] = field(default_factory=dict)
+    backward_began: Any = None
+    backward_ended: Any = None
+
+
+class StepProfiler:
+    """Notes when forward first uses each parameter, and when its gradient is final in backward.
+
+    Hangs on the module's forward hooks for a few steps; the reducer tells it of backward. Nothing
+    waits for a device before ``times`` is asked.
+    """
+
+    def __init__(self, module: nn.Module, params: Mapping[str, Tensor], clock: Clock) -> None:
+        self._names = list(params)
+        self._clock = clock
+        self._n_warm_up = WARM_UP_STEPS
+        self._steps: list[StepMarks] = []
+        self._now = StepMarks()
+        name_of = {id(param): name for name, param in params.items()}
+        self._handles = [
+            child.register_forward_pre_hook(self._noting([name_of[id(p)] for p in owned]))
+            for child in module.modules()
+            if (owned := [p for p in child.parameters(recurse=False) if id(p) in name_of])
+        ]
+
+    @property
+    def is_done(self) -> bool:
+        return len(self._steps) == MEASURED_STEPS
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def backward_began(self) -> None:
+        self._now.backward_began = self._clock.mark()
+
+    def gradient(self, name: str) -> None:
+        self._now.ready[name] = self._clock.mark()
+
+    def backward_ended(self) -> None:
+        self._now.backward_ended = self._clock.mark()
+
+    def step_ended(self) -> None:
+        if self._n_warm_up > 0:
+            self._n_warm_up -= 1
+        else:
+            self._steps.append(self._now)
+        self._now = StepMarks()
+
+    def times(self) -> list[float]:
+        """Medians over the steps: forward, backward, then ready and first use of each parameter."""
+        rows = zip(*map(self._times_of, self._steps), strict=True)
+        return [median(values) for values in rows]
+
+    def _noting(self, names: Sequence[str]) -> Any:
+        def before_forward(_module: nn.Module, _inputs: Any) -> None:
+            mark = self._clock.mark()
+            for name in names:
+                self._now.needed.setdefault(name, mark)
+
+        return before_forward
+
+    def _times_of(self, step: StepMarks) -> list[float]:
+        seconds = self._clock.seconds
+        # In the order of the marks: the first module's first use is where forward begins.
+        forward_began = next(iter(step.needed.values()), step.backward_began)
+        ready = [step.ready.get(name, step.backward_ended) for name in self._names]
+        needed = [step.needed.get(name, forward_began) for name in self._names]
+        return [
+            seconds(forward_began, step.backward_began),
+            seconds(step.backward_began, step.backward_ended),
+            *(seconds(step.backward_began, mark) for mark in ready),
+            *(seconds(forward_began, mark) for mark in needed),
+        ]
+
+
+def agree_on_profile(
+    collectives: Collectives, profiler: StepProfiler, params: Sequence[ParamProfile]
+) -> BackwardProfile:
+    """The median over ranks of what each has measured; the same on all. Collective."""
+    forward_s, backward_s, *rest = collectives.median(profiler.times())
+    ready, needed = rest[: len(params)], rest[len(params) :]
+    timed = [
+        param._replace(ready_s=ready_s, needed_s=needed_s)
+        for param, ready_s, needed_s in zip(params, ready, needed, strict=True)
+    ]
+    # Stable: what is ready at the same moment keeps the given order.
+    return BackwardProfile(
+        tuple(sorted(timed, key=lambda param: param.ready_s)), forward_s, backward_s
+    )
+
+
+def calibrate(collectives: Collectives, *, budget_s: float) -> NetworkProfile:
+    """Time all-reduces over a ladder of sizes until ``budget_s`` is spent. Collective.
+
+    The smallest three sizes are always measured. Each sample is the median over ranks, from the
+    moment when all of them had come.
+    """
+    hosts = Counter(collectives.gather(socket.gethostname()))
+    samples: list[Sample] = []
+    start_s = perf_counter()
+    for step, nbytes in enumerate(LADDER_NBYTES):
+        local = collectives.time_all_reduce(nbytes, REPEATS + 1)[1:]  # the first one warms up
+        samples += [Sample("all_reduce", nbytes, s) for s in collectives.median(local)]
+        # The next size takes up to four times as long; all ranks must stop alike.
+        _, elapsed_us = collectives.min_and_max(int(1e6 * (perf_counter() - start_s)))
+        if step >= 2 and elapsed_us * 1e-6 > budget_s / 4:
+            break
+    return NetworkProfile(collectives.backend, len(hosts), max(hosts.values()), tuple(samples))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import doctest
+import random
+
+import numpy as np
+import pytest
+
+from lightning_gradsched.core import cost as cost_module
+from lightning_gradsched.core.cost import AlphaBeta, Interpolated, fit_all_reduce
+from lightning_gradsched.core.profile import NetworkProfile, Sample
+from lightning_gradsched.errors import ProfileError
+
+SIZES = [2**k for k in range(10, 25, 2)]
+
+
+def measured(*points: tuple[int, float]) -> NetworkProfile:
+    samples = tuple(Sample("all_reduce", nbytes, seconds) for nbytes, seconds in points)
+    return NetworkProfile("gloo", 1, 2, samples)
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(cost_module).failed == 0
+
+
+def test_fit_recovers_alpha_and_beta_under_noise_and_outliers() -> None:
+    rng = random.Random(0)
+    true = AlphaBeta(alpha_s=2e-4, beta_s_per_byte=1e-9)
+    points = [(n, true.all_reduce_s(n) * rng.uniform(0.97, 1.03)) for n in SIZES for _ in range(5)]
+    points += [(n, 50 * true.all_reduce_s(n)) for n in SIZES]  # one straggler at each size
+    fit = fit_all_reduce(measured(*points))
+    assert fit.is_good
+    assert isinstance(fit.model, AlphaBeta)
+    assert fit.model.alpha_s == pytest.approx(2e-4, rel=0.05)
+    assert fit.model.beta_s_per_byte == pytest.approx(1e-9, rel=0.05)
+    assert fit.worst_error < 0.05
+
+
+@pytest.mark.parametrize("true", [AlphaBeta(0.0, 1e-9), AlphaBeta(1e-3, 0.0)])
+def test_coefficients_never_go_below_zero(true: AlphaBeta) -> None:
+    rng = random.Random(1)
+    points = [(n, true.all_reduce_s(n) * rng.uniform(0.9, 1.1)) for n in SIZES]
+    model = fit_all_reduce(measured(*points)).model
+    assert isinstance(model, AlphaBeta)
+    assert min(model.alpha_s, model.beta_s_per_byte) >= 0
+
+
+def test_a_network_that_is_no_straight_line_is_interpolated_and_never_falls() -> None:
+    points = [(1000, 1e-3), (10_000, 9e-4), (100_000, 5e-2), (1_000_000, 6e-2)]
+    fit = fit_all_reduce(measured(*points))
+    assert not fit.is_good
+    assert isinstance(fit.model, Interpolated)
+    assert fit.model.all_reduce_s(100_000.0) == 5e-2
+    sizes = np.linspace(0, 5e6, 200)
+    assert (np.diff(fit.model.all_reduce_s(sizes)) >= 0).all()
+    assert fit.model.all_reduce_s(2_000_000.0) > 6e-2
+
+
+def test_one_size_is_too_few() -> None:
+    with pytest.raises(ProfileError, match="two sizes or more"):
+        fit_all_reduce(measured((1024, 1e-3), (1024, 2e-3)))

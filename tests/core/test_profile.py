@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lightning_gradsched.core.profile import (
+    BackwardProfile,
+    NetworkProfile,
+    ParamProfile,
+    Sample,
+)
+from lightning_gradsched.errors import ProfileError
+
+BACKWARD = BackwardProfile(
+    (ParamProfile("b", 8, ready_s=0.5), ParamProfile("a", 4, "bfloat16", "cuda:0", 1.5, 0.25)),
+    forward_s=1.0,
+    backward_s=2.0,
+)
+NETWORK = NetworkProfile("gloo", 2, 3, (Sample("all_reduce", 1024, 1e-3),))
+
+
+def test_json_round_trips() -> None:
+    assert BackwardProfile.from_json(BACKWARD.to_json()) == BACKWARD
+    assert NetworkProfile.from_json(NETWORK.to_json()) == NETWORK
+    assert NETWORK.world_size == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "got no JSON"),
+        ("[1]", "with list"),
+        (NETWORK.to_json(), "got kind 'network'"),
+        (BACKWARD.to_json().replace('"forward_s"', '"forward_ms"'), "forward_ms"),
+        (BACKWARD.to_json().replace('"ready_s"', '"ready_ms"'), "expected ParamProfile with"),
+        (BACKWARD.to_json().replace("2.0", "NaN"), "expected finite numbers from 0 up, got nan"),
+    ],
+)
+def test_what_is_no_backward_profile_is_refused(text: str, fault: str) -> None:
+    with pytest.raises(ProfileError, match=fault):
+        BackwardProfile.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("params", "fault"),
+    [
+        ([ParamProfile("a", 4, ready_s=math.nan)], "a: ready_s.*got nan"),
+        ([ParamProfile("a", -4)], "got -4"),
+        ([ParamProfile("a", 4), ParamProfile("a", 4)], "'a' twice"),
+        ([ParamProfile("a", 4, ready_s=2.0), ParamProfile("b", 4, ready_s=1.0)], "'b' ready at 1"),
+    ],
+)
+def test_impossible_gradients_are_refused(params: list[ParamProfile], fault: str) -> None:
+    with pytest.raises(ProfileError, match=fault):
+        BackwardProfile(tuple(params))
+
+
+def test_an_empty_ladder_is_refused() -> None:
+    with pytest.raises(ProfileError, match="empty ladder"):
+        NetworkProfile("gloo", 1, 2, ())
