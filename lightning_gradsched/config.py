@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_gradsched.core.plan import PLANNER_NAMES
+from lightning_gradsched.core.plan import PLANNER_NAMES, UNMEASURED_PLANNERS, Planner
 
 MIB = 2**20
+PLANNER_CHOICES = (*PLANNER_NAMES, "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,9 @@ class GradSchedConfig:
         planner: how gradients are grouped: ``"ddp"`` (DDP's own caps of 1 and 25 MiB, over the real
             ready order), ``"fixed_size"`` (groups of ``group_nbytes``), ``"single"`` (one group),
             ``"per_tensor"`` (one group a parameter); or from measurements of the first steps and
-            the network: ``"optimal"`` (dynamic programming), ``"mg_wfbp"`` (MG-WFBP's merge).
+            the network: ``"optimal"`` (dynamic programming), ``"mg_wfbp"`` (MG-WFBP's merge),
+            ``"auto"`` (the best predictions and DDP's own are tried on the job, the fastest stays),
+            or a function of yours, ``(BackwardProfile, CostModel) -> GroupPlan``.
         group_nbytes: bytes at which a group of ``"fixed_size"`` closes.
         record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
         trace_path: where rank 0 writes the Chrome trace of the last recorded step when ``fit``
@@ -29,15 +32,17 @@ class GradSchedConfig:
         ValueError: a field outside its range; the message names the field and the valid values.
     """
 
-    planner: str = "ddp"
+    planner: str | Planner = "ddp"
     group_nbytes: int = 25 * MIB
     record_every_n_steps: int = 20
     trace_path: str | None = None
     stall_timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        if self.planner not in PLANNER_NAMES:
-            raise ValueError(f"planner: expected one of {PLANNER_NAMES}, got {self.planner!r}")
+        if self.planner not in PLANNER_CHOICES and not callable(self.planner):
+            raise ValueError(
+                f"planner: expected one of {PLANNER_CHOICES} or a function, got {self.planner!r}"
+            )
         if self.group_nbytes < 1:
             raise ValueError(f"group_nbytes: expected at least 1 byte, got {self.group_nbytes}")
         if self.record_every_n_steps < 0:
@@ -48,3 +53,15 @@ class GradSchedConfig:
             raise ValueError(
                 f"stall_timeout_s: expected a positive number, got {self.stall_timeout_s}"
             )
+
+    @property
+    def planner_name(self) -> str:
+        """What the planner is called in plans, reports and errors."""
+        if isinstance(self.planner, str):
+            return self.planner
+        return getattr(self.planner, "__name__", type(self.planner).__name__)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the planner plans from measured steps and a calibrated network."""
+        return self.planner not in UNMEASURED_PLANNERS

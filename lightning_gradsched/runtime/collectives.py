@@ -66,9 +66,13 @@ class Collectives:
         """Elementwise sum over the ranks of 64-bit integers."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
+    def max(self, values: Iterable[int]) -> list[int]:
+        """Elementwise maximum over the ranks of 64-bit integers."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
     def min_and_max(self, value: int) -> tuple[int, int]:
         """The least and the greatest ``value`` of all ranks, in one collective."""
-        negative_low, high = self._reduce([-value, value], dist.ReduceOp.MAX)
+        negative_low, high = self.max([-value, value])
         return -negative_low, high
 
     def median(self, values: Sequence[float]) -> list[float]:

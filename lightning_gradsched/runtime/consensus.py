@@ -14,6 +14,14 @@ from lightning_gradsched.errors import ConsensusError
 from lightning_gradsched.runtime.collectives import Collectives
 
 
+def check_settings(collectives: Collectives, settings: Mapping[str, Any]) -> None:
+    """Raise ``ConsensusError`` on every rank unless all have the same settings.
+
+    Comes first: the settings decide which collectives follow.
+    """
+    _check_same(collectives, dict(settings), _explain_settings)
+
+
 def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> None:
     """Raise ``ConsensusError`` on every rank unless all hold the same trainable parameters."""
     table = [
@@ -58,6 +66,17 @@ def _check_same(
     low, high = collectives.min_and_max(digest)
     if low != high:
         raise ConsensusError(explain([json.loads(text) for text in collectives.gather(canonical)]))
+
+
+def _explain_settings(settings: Sequence[dict[str, Any]]) -> str:
+    other = next(rank for rank, value in enumerate(settings) if value != settings[0])
+    unlike = [
+        f"{name} is {settings[0].get(name)!r} on rank 0 and {settings[other].get(name)!r} on rank"
+        f" {other}"
+        for name in settings[0]
+        if settings[0].get(name) != settings[other].get(name)
+    ]
+    return f"the ranks have different settings: {'; '.join(unlike)}. Give all ranks the same."
 
 
 def _explain_parameters(tables: Sequence[list[list[Any]]]) -> str:

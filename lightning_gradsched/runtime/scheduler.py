@@ -13,30 +13,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+import lightning_gradsched
 from lightning_gradsched.config import GradSchedConfig
-from lightning_gradsched.core.cost import AlphaBeta, fit_all_reduce
-from lightning_gradsched.core.plan import (
-    MEASURED_PLANNERS,
-    UNMEASURED_PLANNERS,
-    GroupPlan,
-    Planner,
-    check_plan,
-    planner_named,
-)
-from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile
+from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.core.report import GroupInfo, OverlapReport
-from lightning_gradsched.core.schedule import ReductionSchedule, lower
+from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile, calibrate
+from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
-
-# Given to planners that look at no cost.
-UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)
-CALIBRATION_BUDGET_S = 1.0
+from lightning_gradsched.runtime.trial import TriedPlan
 
 
 class GradientScheduler:
@@ -73,41 +63,53 @@ class GradientScheduler:
         self._config = config or GradSchedConfig()
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._collectives = Collectives(process_group, device, self._config.stall_timeout_s)
-        self._clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
-        self._records = StepRecords(self._clock, self._config.record_every_n_steps)
-        self._roots: list[Node] = []  # of the last forward, until a plan is made from them
-        self._plan: GroupPlan | None = None
-        self._schedule: ReductionSchedule | None = None
-        self._params: dict[str, Tensor] = {}
-        self._profile: BackwardProfile | None = None
-        self._network: NetworkProfile | None = None
+        consensus.check_settings(
+            self._collectives,
+            {
+                "lightning_gradsched": lightning_gradsched.__version__,
+                "planner": self._config.planner_name,
+                "group_nbytes": self._config.group_nbytes,
+            },
+        )
+        clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
+        self._records = StepRecords(clock, self._config.record_every_n_steps)
+        self._planning = Planning(module, self._config, self._collectives, clock)
         self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        self._roots: list[Node] = []  # of the last forward, until a plan is made from them
+        self._params: dict[str, Tensor] = {}
         self._take_trainable()
         self._broadcast_state()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
-        if self._config.planner in MEASURED_PLANNERS:
-            self._network = calibrate(self._collectives, budget_s=CALIBRATION_BUDGET_S)
-            self._begin_profile()
 
     @property
     def plan(self) -> GroupPlan | None:
         """The groups that all ranks agreed on; None before the first backward."""
-        return self._plan
+        return self._planning.plan
 
     @property
     def schedule(self) -> ReductionSchedule | None:
         """The order of launches and waits; None before the first backward."""
-        return self._schedule
+        return self._planning.schedule
 
     @property
     def profile(self) -> BackwardProfile | None:
         """What the plan was made from; None before it is measured, or where no planner asks."""
-        return self._profile
+        return self._planning.profile
 
     @property
     def network(self) -> NetworkProfile | None:
         """What a planner that needs it has measured of the network."""
-        return self._network
+        return self._planning.network
+
+    @property
+    def predicted(self) -> Timeline | None:
+        """The step that the cost model expects of the plan in force; None without a measurement."""
+        return self._planning.predicted()
+
+    @property
+    def tried(self) -> tuple[TriedPlan, ...]:
+        """The plans that ``planner="auto"`` has tried, with their step times; empty before."""
+        return self._planning.tried
 
     def prepare(self, loss: Tensor) -> None:
         """Announce that ``loss`` (or a multiple of it) is about to be differentiated.
@@ -141,8 +143,7 @@ class GradientScheduler:
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
-        if self._reducer.profiler is not None:
-            self._reducer.profiler.detach()
+        self._planning.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
         self._reducer.detach()
@@ -160,28 +161,17 @@ class GradientScheduler:
         self._params.update(found)
         self._frozen = [p for n, p in named.items() if n not in self._params]
         self._reducer.add(found)
-        self._profile = None  # of fewer parameters
-        if self._network is not None:
-            self._begin_profile()
+        self._planning.start(self._params)
+        self._reducer.profiler = self._planning.profiler
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
         self._collectives.broadcast([tensor.detach() for tensor in state])
 
     def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
-        if self._profile is None or self._network is None:
-            order = consensus.agree_order(self._collectives, list(self._params), seen)
-            profile = BackwardProfile(tuple(_param_profile(n, self._params[n]) for n in order))
-            plan = self._unmeasured_planner()(profile, UNKNOWN_NETWORK)
-        else:
-            profile = self._profile
-            make = planner_named(self._config.planner, group_nbytes=self._config.group_nbytes)
-            plan = make(profile, fit_all_reduce(self._network).model)
-        check_plan(plan, profile)
-        consensus.check_same_plan(self._collectives, plan)
-        self._plan, self._schedule = plan, lower(plan)
-        self._records.start(_group_infos(plan, self._schedule, self._params))
-        return self._plan, self._schedule
+        plan, schedule = self._planning.make(seen)
+        self._records.start(_group_infos(plan, schedule, self._params))
+        return plan, schedule
 
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
         """Have the backward of ``outputs`` open a cycle as its first act."""
@@ -205,34 +195,9 @@ class GradientScheduler:
 
     def _after_reduction(self) -> None:
         self._reducer.recorder = self._records.turn(self._reducer.recorder)
-        profiler = self._reducer.profiler
-        if profiler is not None:
-            profiler.step_ended()
-            if profiler.is_done:
-                self._end_profile(profiler)
-
-    def _unmeasured_planner(self) -> Planner:
-        name = self._config.planner
-        name = name if name in UNMEASURED_PLANNERS else "ddp"
-        return planner_named(name, group_nbytes=self._config.group_nbytes)
-
-    def _begin_profile(self) -> None:
-        if self._reducer.profiler is not None:
-            self._reducer.profiler.detach()
-        self._reducer.profiler = StepProfiler(self._module, self._params, self._clock)
-
-    def _end_profile(self, profiler: StepProfiler) -> None:
-        """Agree on what was measured, and have the next backward planned from it."""
-        profiler.detach()
-        self._reducer.profiler = None
-        params = [_param_profile(name, param) for name, param in self._params.items()]
-        self._profile = agree_on_profile(self._collectives, profiler, params)
-        self._reducer.forget_plan()
-
-
-def _param_profile(name: str, param: Tensor) -> ParamProfile:
-    dtype = str(param.dtype).removeprefix("torch.")
-    return ParamProfile(name, param.nbytes, dtype, str(param.device))
+        if self._planning.step_ended():
+            self._reducer.forget_plan()
+        self._reducer.profiler = self._planning.profiler
 
 
 def _group_infos(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from lightning_gradsched.core.cost import fit_all_reduce
+from lightning_gradsched.core.cost import CostModel, fit_all_reduce
+from lightning_gradsched.core.plan import GroupPlan, Planner
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.runtime.profiler import MEASURED_STEPS, WARM_UP_STEPS, StepProfiler
 from tests.parity.nets import WIDTH, Residual
 from tests.parity.reference import average_gradients
-from tests.ranks import run_ranks
+from tests.ranks import errors_of_ranks, run_ranks
 
 N_PROFILED = WARM_UP_STEPS + MEASURED_STEPS
 
@@ -61,7 +62,7 @@ def test_times_are_medians_by_the_marks() -> None:
     assert not any(module._forward_pre_hooks for module in net)
 
 
-def train(rank: int, planner: str, n_steps: int) -> dict[str, Any]:
+def train(rank: int, planner: str | Planner, n_steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     net = Residual()
     plain = deepcopy(net)
@@ -82,6 +83,8 @@ def train(rank: int, planner: str, n_steps: int) -> dict[str, Any]:
         "plans": plans,
         "profile": scheduler.profile,
         "network": scheduler.network,
+        "predicted": scheduler.predicted,
+        "tried": scheduler.tried,
         "hooks": hooks,
     }
 
@@ -94,6 +97,8 @@ def test_plans_from_what_all_ranks_measured_and_gradients_stay_the_same() -> Non
         assert seen["hooks"] == 0, "the profile's hooks are gone"
     first, second = ranks
     assert first["plans"][-1] == second["plans"][-1]
+    assert first["predicted"].busy_s("communication") > 0
+    assert first["predicted"] == second["predicted"]
     assert first["profile"] == second["profile"]
     assert first["network"] == second["network"]
 
@@ -112,6 +117,30 @@ def test_the_measured_profile_is_that_of_the_net() -> None:
     assert (network.backend, network.n_nodes, network.ranks_per_node) == ("gloo", 1, 2)
     assert len({sample.nbytes for sample in network.samples}) >= 3
     assert fit_all_reduce(network).model.all_reduce_s(1e6) > 0
+
+
+def halves(profile: BackwardProfile, cost: CostModel) -> GroupPlan:
+    """A planner of the user's own."""
+    names = [param.name for param in profile.params]
+    assert profile.backward_s > 0 < cost.all_reduce_s(1e6)
+    middle = len(names) // 2
+    return GroupPlan("halves", (tuple(names[:middle]), tuple(names[middle:])))
+
+
+def forgetful(profile: BackwardProfile, cost: CostModel) -> GroupPlan:
+    return GroupPlan("forgetful", (tuple(param.name for param in profile.params[1:]),))
+
+
+def test_a_planner_of_the_users_own_is_one_function() -> None:
+    for seen in run_ranks(2, train, halves, N_PROFILED + 2):
+        assert seen["equal"]
+        assert seen["plans"][-1].planner == "halves"
+        assert len(seen["plans"][-1].groups) == 2
+
+
+def test_a_planner_that_loses_a_parameter_is_refused_on_every_rank() -> None:
+    for message in errors_of_ranks(2, train, forgetful, N_PROFILED + 2):
+        assert message.startswith("PlanError: plan 'forgetful': expected each parameter")
 
 
 def unfreeze(rank: int) -> list[str]:

@@ -102,7 +102,7 @@ def mismatch(rank: int, kind: str) -> None:
         ("shape", ["parameter 2", "'1.weight'", "(4, 4)", "(8, 4)"]),
         ("frozen", ["parameter 3", "'1.bias'", "missing (it has 3)"]),
         ("dtype", ["parameter 0", "'0.weight'", "float32", "float64"]),
-        ("config", ["'per_tensor' of 4 groups", "'single' of 1"]),
+        ("config", ["planner is 'per_tensor' on rank 0 and 'single' on rank 1"]),
     ],
 )
 def test_ranks_that_differ_all_say_how(kind: str, named: list[str]) -> None:

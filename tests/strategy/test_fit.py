@@ -81,7 +81,7 @@ def test_ends_with_the_weights_of_ddp(case: str) -> None:
 
 
 def test_planning_from_measurements_changes_no_weight() -> None:
-    for planner in ("optimal", "mg_wfbp"):
+    for planner in ("optimal", "auto"):
         ours = run_ranks(2, fit, "accumulation", GradSchedStrategy(planner=planner))
         theirs = run_ranks(2, fit, "accumulation", "ddp")
         for name, value in theirs[0].items():

@@ -1,0 +1,137 @@
+"""From what was seen and measured to the plan of the next backward, alike on every rank.
+
+A planner that needs no measurement plans once, from the graph. One that does begins with DDP's
+caps, measures some steps, and plans again; ``"auto"`` then tries its best candidates on the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_gradsched.config import GradSchedConfig
+from lightning_gradsched.core.candidates import candidates
+from lightning_gradsched.core.cost import AlphaBeta, CostModel, fit_all_reduce
+from lightning_gradsched.core.plan import (
+    GroupPlan,
+    Planner,
+    check_plan,
+    ddp,
+    planner_named,
+)
+from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile
+from lightning_gradsched.core.schedule import ReductionSchedule, lower
+from lightning_gradsched.core.simulate import simulate
+from lightning_gradsched.core.timeline import Timeline
+from lightning_gradsched.runtime import consensus
+from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile, calibrate
+from lightning_gradsched.runtime.recorder import Clock
+from lightning_gradsched.runtime.trial import PlanTrial, TriedPlan
+
+# Given to planners that look at no cost.
+UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)
+CALIBRATION_BUDGET_S = 1.0
+TRIED_PLANS = 4
+
+
+class Planning:
+    """Holds the plan in force and everything it came from. Each method is collective."""
+
+    def __init__(
+        self, module: nn.Module, config: GradSchedConfig, collectives: Collectives, clock: Clock
+    ) -> None:
+        self._module = module
+        self._config = config
+        self._collectives = collectives
+        self._clock = clock
+        self._params: Mapping[str, Tensor] = {}
+        self._trial: PlanTrial | None = None
+        self._decided: GroupPlan | None = None  # by measurement, for the next backward
+        self.plan: GroupPlan | None = None
+        self.schedule: ReductionSchedule | None = None
+        self.profiler: StepProfiler | None = None  # while steps are being measured
+        self.profile: BackwardProfile | None = None
+        self.tried: tuple[TriedPlan, ...] = ()
+        self.network: NetworkProfile | None = None
+        if config.measures:
+            self.network = calibrate(collectives, budget_s=CALIBRATION_BUDGET_S)
+
+    def start(self, params: Mapping[str, Tensor]) -> None:
+        """Plan for these parameters; what was measured of fewer is forgotten."""
+        self.close()
+        self._params = params
+        self.profile, self._trial, self._decided = None, None, None
+        if self.network is not None:
+            self.profiler = StepProfiler(self._module, params, self._clock)
+
+    def close(self) -> None:
+        """Take the profiler's hooks off the module."""
+        if self.profiler is not None:
+            self.profiler.detach()
+            self.profiler = None
+
+    def make(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
+        """The plan in force from now on; ``seen``: names in local ready order."""
+        if self.profile is not None and self._decided is not None:
+            profile, plan = self.profile, self._decided
+        else:
+            order = consensus.agree_order(self._collectives, list(self._params), seen)
+            profile = BackwardProfile(tuple(_param_profile(n, self._params[n]) for n in order))
+            planner = ddp if self._config.measures else self._planner()
+            plan = planner(profile, self._cost())
+        check_plan(plan, profile)
+        consensus.check_same_plan(self._collectives, plan)
+        self.plan, self.schedule = plan, lower(plan)
+        return self.plan, self.schedule
+
+    def predicted(self) -> Timeline | None:
+        """What the cost model expects of the plan in force; local, not collective."""
+        if self.plan is None or self.schedule is None or self.profile is None:
+            return None
+        return simulate(self.schedule, self.plan, self.profile, self._cost())
+
+    def step_ended(self) -> bool:
+        """Whether the next backward shall ask for another plan."""
+        if self.profiler is not None:
+            self.profiler.step_ended()
+            return self.profiler.is_done and self._plan_from(self.profiler)
+        if self._trial is not None and self._trial.step_ended():
+            return self._go_on_with(self._trial)
+        return False
+
+    def _plan_from(self, profiler: StepProfiler) -> bool:
+        params = [_param_profile(name, param) for name, param in self._params.items()]
+        self.profile = agree_on_profile(self._collectives, profiler, params)
+        self.close()
+        if self._config.planner == "auto":
+            best = candidates(self.profile, self._cost(), most=TRIED_PLANS)
+            self._trial = PlanTrial(best, self._clock)
+            self._decided = self._trial.current
+        else:
+            self._decided = self._planner()(self.profile, self._cost())
+        return True
+
+    def _go_on_with(self, trial: PlanTrial) -> bool:
+        """Take the next candidate's turn, or the winner's for good."""
+        if trial.is_done:
+            self._decided, self.tried = trial.decide(self._collectives)
+            self._trial = None
+        else:
+            self._decided = trial.current
+        return True
+
+    def _planner(self) -> Planner:
+        planner = self._config.planner
+        if isinstance(planner, str):
+            return planner_named(planner, group_nbytes=self._config.group_nbytes)
+        return planner
+
+    def _cost(self) -> CostModel:
+        return UNKNOWN_NETWORK if self.network is None else fit_all_reduce(self.network).model
+
+
+def _param_profile(name: str, param: Tensor) -> ParamProfile:
+    dtype = str(param.dtype).removeprefix("torch.")
+    return ParamProfile(name, param.nbytes, dtype, str(param.device))

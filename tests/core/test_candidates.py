@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from lightning_gradsched.core.candidates import candidates
+from lightning_gradsched.core.cost import AlphaBeta
+from lightning_gradsched.core.plan import ddp, optimal
+from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
+
+MIB = 1 << 20
+
+
+def chain(n: int, nbytes: int) -> BackwardProfile:
+    params = tuple(ParamProfile(f"p{i}", nbytes, ready_s=float(i + 1)) for i in range(n))
+    return BackwardProfile(params, forward_s=5.0, backward_s=float(n))
+
+
+def test_ddps_plan_is_tried_even_where_it_is_predicted_to_be_worst() -> None:
+    profile, cost = chain(10, 4 * MIB), AlphaBeta(0.01, 0.2 / MIB)
+    tried = candidates(profile, cost, most=3)
+    assert len(tried) == 3
+    assert ddp(profile, cost).groups in [c.plan.groups for c in tried]
+    assert tried[0].exposed_s == min(c.exposed_s for c in tried)
+    assert [c.exposed_s for c in tried] == sorted(c.exposed_s for c in tried)
+
+
+def test_the_best_prediction_is_that_of_the_optimal_plan() -> None:
+    profile, cost = chain(12, MIB), AlphaBeta(0.5, 0.3 / MIB)
+    best = candidates(profile, cost, most=1 + 1)[0]
+    assert best.exposed_s == min(
+        c.exposed_s for c in candidates(profile, cost, most=100) if c.plan.planner == "optimal"
+    )
+    assert best.plan.groups == optimal(profile, cost).groups
+
+
+def test_plans_with_the_same_groups_are_tried_once() -> None:
+    tried = candidates(chain(1, 8), AlphaBeta(1.0, 0.0), most=10)
+    assert [c.plan.planner for c in tried] == ["ddp"]
