@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_gradsched.core.report import OverlapReport
     from lightning_gradsched.core.timeline import Timeline
     from lightning_gradsched.errors import GradSchedError
+    from lightning_gradsched.monitor import GradSchedMonitor
     from lightning_gradsched.runtime.scheduler import GradientScheduler
     from lightning_gradsched.strategy import GradSchedStrategy
 
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GradSchedConfig",
     "GradSchedError",
+    "GradSchedMonitor",
     "GradSchedStrategy",
     "GradientScheduler",
     "OverlapReport",
@@ -35,6 +37,7 @@ __all__ = [
 _HOME = {
     "GradSchedConfig": "config",
     "GradSchedError": "errors",
+    "GradSchedMonitor": "monitor",
     "GradSchedStrategy": "strategy",
     "GradientScheduler": "runtime.scheduler",
     "OverlapReport": "core.report",

@@ -23,8 +23,9 @@ class GradSchedConfig:
             or a function of yours, ``(BackwardProfile, CostModel) -> GroupPlan``.
         group_nbytes: bytes at which a group of ``"fixed_size"`` closes.
         record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
-        trace_path: where rank 0 writes the Chrome trace of the last recorded step when ``fit``
-            ends; the overlap report is then printed too. None writes and prints nothing.
+        trace_path: where rank 0 writes the recorded steps when ``fit`` ends, the one of median
+            exposed time as a Chrome trace; the overlap report is then printed too. None writes and
+            prints nothing.
         stall_timeout_s: the longest wait for another rank, in forming the process group (where
             Lightning does it) and in any collective of the engine's own group.
 

@@ -118,7 +118,8 @@ class GradSchedMixin(_Base):
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.config.trace_path is not None and self.global_rank == 0:
-            write_trace(self.scheduler, Path(self.config.trace_path))
+            scheduler = self.scheduler
+            write_trace(scheduler, Path(self.config.trace_path), predicted=scheduler.predicted)
 
     @override
     def teardown(self) -> None:

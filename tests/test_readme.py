@@ -22,6 +22,10 @@ COMMANDS = {
         "torchrun --standalone --nproc-per-node 2 examples/plain_loop.py",
         "after schedule R0 W0",
     ),
+    "torchrun --nproc-per-node 2 examples/own_planner.py": (
+        "torchrun --standalone --nproc-per-node 2 examples/own_planner.py",
+        "sizes [1, 2, 4, 5]",
+    ),
     "python -m zoo.train experiment=super_resolution strategy=ddp": (
         "python -m zoo.train experiment=super_resolution strategy=ddp trainer.max_steps=2"
         " hydra.run.dir={tmp}",

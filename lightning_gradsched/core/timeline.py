@@ -52,7 +52,7 @@ class Timeline:
         """The Trace Event Format that chrome://tracing and ui.perfetto.dev open (microseconds)."""
         events: list[dict[str, Any]] = []
         for track in TRACKS:
-            for lane, spans in enumerate(_lanes(s for s in self.spans if s.track == track)):
+            for lane, spans in enumerate(lanes(s for s in self.spans if s.track == track)):
                 thread = {"pid": rank, "tid": f"{track} {lane}" if lane else track}
                 events.extend(
                     {
@@ -77,7 +77,7 @@ def _length(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def _lanes(spans: Iterable[Span]) -> list[list[Span]]:
+def lanes(spans: Iterable[Span]) -> list[list[Span]]:
     """Spread spans over lanes in which none overlap: a trace viewer draws one lane a row."""
     lanes: list[list[Span]] = []
     for span in sorted(spans, key=lambda s: s.start_s):

@@ -38,7 +38,8 @@ class StepProfiler:
     """Notes when forward first uses each parameter, and when its gradient is final in backward.
 
     Hangs on the module's forward hooks for a few steps; the reducer tells it of backward. Nothing
-    waits for a device before ``times`` is asked.
+    waits for a device before ``times`` is asked. With gradient accumulation forward counts from the
+    first micro-batch, so it holds the backwards of the micro-batches in between.
     """
 
     def __init__(self, module: nn.Module, params: Mapping[str, Tensor], clock: Clock) -> None:

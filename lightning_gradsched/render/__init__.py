@@ -1,0 +1,1 @@
+"""Pictures of a trace. Loads neither torch nor Lightning: ``gradsched report`` starts at once."""

@@ -1,0 +1,189 @@
+"""What stands where in the picture of a step, decided once for the PNG and for the HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from lightning_gradsched.core.report import BACKWARD
+from lightning_gradsched.core.timeline import (
+    COMMUNICATION,
+    COMPUTE,
+    QUEUE,
+    Interval,
+    Span,
+    Timeline,
+    lanes,
+)
+from lightning_gradsched.trace import Trace
+
+# Kinds of box and their names in the legend, in the order in which a step meets them.
+KINDS = {
+    "between": "optimizer, data, forward",
+    "backward": "backward",
+    "fill": "filling a group",
+    "waiting": "full group waits",
+    "hidden": "communication, hidden",
+    "exposed": "communication, exposed",
+}
+# What happens between two backwards is cut where it is longer than so many times the rest.
+LONGEST_BETWEEN = 1.0
+# A wait shorter than this share of the picture would be a hair.
+SHORTEST_WAIT = 1e-3
+ROW_HEIGHT = 1.0
+LANE_HEIGHT, MOST_LANES_HEIGHT = 0.3, 2.4
+
+
+class Box(NamedTuple):
+    """``text`` stands in the box where it fits, ``tip`` beside the pointer."""
+
+    kind: str
+    start_s: float
+    end_s: float
+    text: str
+    tip: str
+
+
+class Row(NamedTuple):
+    """Boxes of one lane do not overlap. ``height`` is in rows of one lane."""
+
+    name: str
+    lanes: tuple[tuple[Box, ...], ...]
+    height: float
+
+
+class Panel(NamedTuple):
+    """One step; ``exposed`` is where communication goes on and nothing hides it."""
+
+    title: str
+    rows: tuple[Row, ...]
+    exposed: tuple[Interval, ...]
+
+
+class Picture(NamedTuple):
+    """Panels over one time axis, which goes from ``start_s`` to ``end_s``."""
+
+    panels: tuple[Panel, ...]
+    start_s: float
+    end_s: float
+
+    def kinds(self) -> list[str]:
+        """The kinds of box that occur, in the order of ``KINDS``."""
+        lanes = [lane for panel in self.panels for row in panel.rows for lane in row.lanes]
+        present = {box.kind for lane in lanes for box in lane}
+        return [kind for kind in KINDS if kind in present]
+
+
+def picture_of(trace: Trace) -> Picture:
+    """The typical measured step, below the predicted one where there is one."""
+    steps = {"measured": trace.typical}
+    if trace.predicted is not None:
+        steps = {"predicted": trace.predicted, **steps}
+    spans = [span for step in steps.values() for span in step.spans]
+    end_s = max(span.end_s for span in spans)
+    start_s = max(min(span.start_s for span in spans), -LONGEST_BETWEEN * end_s)
+    panels = (_panel(title, step, start_s, end_s) for title, step in steps.items())
+    return Picture(tuple(panels), start_s, end_s)
+
+
+def _panel(title: str, step: Timeline, start_s: float, end_s: float) -> Panel:
+    exposed = exposed_intervals(step)
+    sent = own_transfers(step)
+    waits = [s for s in step.spans if s.track == QUEUE]
+    waits += [
+        Span(QUEUE, span.label, span.start_s, begin_s)
+        for span, begin_s in sent
+        if begin_s > span.start_s
+    ]
+    rows = [_row("compute", [_compute_boxes(step, start_s)])]
+    long_waits = [s for s in waits if s.end_s - s.start_s > SHORTEST_WAIT * (end_s - start_s)]
+    if long_waits:
+        rows.append(_row("waiting", [map(_waiting_box, lane) for lane in lanes(long_waits)]))
+    boxes = [box for span, begin_s in sent for box in _transfer_boxes(span, begin_s, exposed)]
+    rows.append(_row("communication", [boxes]))
+    exposed_ms = step.exposed_s() * 1e3
+    return Panel(f"{title}: {exposed_ms:.1f} ms exposed", tuple(rows), tuple(exposed))
+
+
+def _row(name: str, lanes: Sequence[Iterable[Box]]) -> Row:
+    height = min(max(LANE_HEIGHT * len(lanes), 2 * LANE_HEIGHT), MOST_LANES_HEIGHT)
+    is_thin = name == "waiting"
+    return Row(name, tuple(map(tuple, lanes)), height if is_thin else ROW_HEIGHT)
+
+
+def own_transfers(step: Timeline) -> list[tuple[Span, float]]:
+    """Each transfer, and when the link was free for it: transfers under way at once take turns."""
+    transfers: list[tuple[Span, float]] = []
+    link_free_s = float("-inf")
+    for span in sorted((s for s in step.spans if s.track == COMMUNICATION), key=_start):
+        transfers.append((span, min(max(span.start_s, link_free_s), span.end_s)))
+        link_free_s = max(link_free_s, span.end_s)
+    return transfers
+
+
+def exposed_intervals(step: Timeline) -> list[Interval]:
+    """Where communication goes on and no computation; as long together as ``exposed_s``.
+
+    >>> spans = Span("compute", "backward", 0, 3), Span("communication", "0", 2, 5)
+    >>> exposed_intervals(Timeline(spans))
+    [(3, 5)]
+    """
+    compute = [(s.start_s, s.end_s) for s in step.spans if s.track == COMPUTE]
+    own = [(begin_s, span.end_s) for span, begin_s in own_transfers(step)]
+    return [piece for whole in own for piece in _without(whole, compute)]
+
+
+def _without(whole: Interval, holes: Iterable[Interval]) -> list[Interval]:
+    """The pieces of ``whole`` that no hole covers."""
+    pieces: list[Interval] = []
+    reached, end = whole
+    for hole_start, hole_end in sorted(holes):
+        if reached < min(hole_start, end):
+            pieces.append((reached, min(hole_start, end)))
+        reached = max(reached, hole_end)
+    return [*pieces, (reached, end)] if reached < end else pieces
+
+
+def _compute_boxes(step: Timeline, shown_from_s: float) -> list[Box]:
+    """Fills interrupt what computes around them, whose text goes to its longest piece."""
+    fills = [s for s in step.spans if s.track == COMPUTE and s.label.startswith("fill ")]
+    boxes: list[Box] = []
+    holes = [(s.start_s, s.end_s) for s in fills]
+    for span in (s for s in step.spans if s.track == COMPUTE and s not in fills):
+        kind = "backward" if span.label == BACKWARD else "between"
+        cut = "… " if span.start_s < shown_from_s else ""
+        text = f"{cut}{span.label} {(span.end_s - span.start_s) * 1e3:.1f} ms"
+        pieces = _without((max(span.start_s, shown_from_s), span.end_s), holes)
+        longest = max(pieces, key=_length_s, default=None)
+        tip = _tip(span.label, span)
+        boxes += [Box(kind, *piece, text if piece == longest else "", tip) for piece in pieces]
+    # Last, so that a thin one lies on its neighbours' edges.
+    return boxes + [Box("fill", s.start_s, s.end_s, "", _tip(s.label, s)) for s in fills]
+
+
+def _waiting_box(span: Span) -> Box:
+    return Box("waiting", span.start_s, span.end_s, "", _tip(f"group {span.label} waits", span))
+
+
+def _transfer_boxes(span: Span, begin_s: float, exposed: Sequence[Interval]) -> list[Box]:
+    """The hidden and the exposed pieces of one transfer."""
+    hidden = _without((begin_s, span.end_s), exposed)
+    tip = _tip(f"group {span.label}", Span(span.track, span.label, begin_s, span.end_s))
+    boxes = [Box("hidden", *piece, span.label, tip) for piece in hidden]
+    for start_s, end_s in _without((begin_s, span.end_s), hidden):
+        exposed_ms = f"; {(end_s - start_s) * 1e3:.2f} ms exposed"
+        boxes.append(Box("exposed", start_s, end_s, span.label, tip + exposed_ms))
+    return boxes
+
+
+def _tip(what: str, span: Span) -> str:
+    start_ms, end_ms = span.start_s * 1e3, span.end_s * 1e3
+    return f"{what}: {end_ms - start_ms:.2f} ms, from {start_ms:.2f} to {end_ms:.2f}"
+
+
+def _length_s(interval: Interval) -> float:
+    return interval[1] - interval[0]
+
+
+def _start(span: Span) -> float:
+    return span.start_s

@@ -1,0 +1,313 @@
+"""A trace as a table, a PNG and an HTML page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_gradsched.commands import report as command
+from lightning_gradsched.core import report as reasons
+from lightning_gradsched.core.report import GroupInfo
+from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, Span, Timeline
+from lightning_gradsched.errors import GradSchedError
+from lightning_gradsched.render.html import ADVICE, html_page
+from lightning_gradsched.render.layout import exposed_intervals, own_transfers, picture_of
+from lightning_gradsched.render.png import write_png
+from lightning_gradsched.render.svg import ticks
+from lightning_gradsched.trace import Trace, read_trace, write_trace
+from tests.core.test_report import step
+
+# Exposed: 1 ms of group 0 and 3 of group 1, which waits until 0.011 for the link.
+TYPICAL = step((0.008, 0.008, 0.011), (0.009, 0.009, 0.014), backward_s=0.010)
+WORSE = step((0.008, 0.008, 0.012), (0.009, 0.009, 0.016), backward_s=0.010)
+BETTER = step((0.001, 0.001, 0.002), (0.010, 0.010, 1 / 97), backward_s=0.010)
+GROUPS = (
+    GroupInfo("0", ("head.<b>&amp", "head.weight", 'body."w"', "body.bias"), 2048),
+    GroupInfo("1", ("stem.weight",), 512),
+)
+
+
+def trace(predicted: Timeline | None = None) -> Trace:
+    return Trace(GROUPS, (WORSE, BETTER, TYPICAL), "R0 R1 W0 W1", predicted)
+
+
+def written(path: Path, predicted: Timeline | None = None) -> Path:
+    """As the strategy writes it when a fit ends."""
+    made = trace()
+    scheduler: Any = SimpleNamespace(
+        report=lambda: made.report, timelines=lambda: [*made.timelines], schedule=made.schedule
+    )
+    write_trace(scheduler, path, predicted=predicted)
+    return path
+
+
+@pytest.mark.parametrize("predicted", [None, BETTER])
+def test_a_trace_is_read_back_to_the_last_bit(tmp_path: Path, predicted: Timeline | None) -> None:
+    path = written(tmp_path / "sub" / "trace.json", predicted)
+    assert read_trace(path) == trace(predicted)
+    assert [file.name for file in path.parent.iterdir()] == ["trace.json"]
+
+
+def test_trace_viewers_show_the_step_of_the_table(tmp_path: Path) -> None:
+    content = json.loads(written(tmp_path / "trace.json").read_text())
+    assert content["traceEvents"] == TYPICAL.to_chrome_trace()["traceEvents"]
+    assert content["otherData"]["report"]["n_steps"] == 3
+
+
+def broken(**changes: Any) -> str:
+    """A trace of which some fields are others."""
+    content = json.loads(json.dumps(trace().to_json()))
+    content["otherData"]["gradsched"].update(changes)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        (None, "No such file"),
+        ("", "no whole JSON"),
+        (broken()[:-20], "no whole JSON"),
+        ("[1, 2]", "something else"),
+        ('{"traceEvents": []}', "KeyError: 'otherData'"),
+        (broken(format=0), "format 0 instead of 1"),
+        (broken(timelines=[]), "IndexError"),
+        (broken(timelines=[BETTER.spans[:3]]), "KeyError"),
+        (broken(timelines=[[["compute", "backward", 0, float("nan")]]]), "impossible span"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str | None, got: str) -> None:
+    path = tmp_path / "trace.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(GradSchedError) as caught:
+        read_trace(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: expected a trace")
+    assert got in message
+    assert "trace_path='trace.json'" in message
+
+
+def test_transfers_under_way_at_once_take_turns() -> None:
+    begins = [begin_s for _, begin_s in own_transfers(TYPICAL)]
+    assert begins == [0.008, 0.011]
+
+
+@pytest.mark.parametrize("timeline", [TYPICAL, WORSE, BETTER])
+def test_marked_intervals_are_the_exposed_time(timeline: Timeline) -> None:
+    marked_s = sum(end_s - start_s for start_s, end_s in exposed_intervals(timeline))
+    assert marked_s == pytest.approx(timeline.exposed_s(), abs=1e-12)
+
+
+def test_a_fill_after_backward_hides_communication() -> None:
+    fill = Span(COMPUTE, "fill 1", 0.010, 0.012)
+    spans = Span(COMPUTE, "backward", 0, 0.010), fill, Span(COMMUNICATION, "0", 0.009, 0.013)
+    assert exposed_intervals(Timeline(spans)) == [(0.012, 0.013)]
+
+
+def boxes(made: Trace, row_name: str) -> list[tuple[str, float, float, str]]:
+    rows = picture_of(made).panels[-1].rows
+    lanes = next(row.lanes for row in rows if row.name == row_name)
+    return [(b.kind, b.start_s, b.end_s, b.text) for lane in lanes for b in lane]
+
+
+def test_rows_of_the_picture() -> None:
+    made = Trace(GROUPS, (TYPICAL,), "")
+    assert boxes(made, "communication") == [
+        ("hidden", 0.008, 0.010, "0"),
+        ("exposed", 0.010, 0.011, "0"),
+        ("exposed", 0.011, 0.014, "1"),
+    ]
+    assert boxes(made, "waiting") == [("waiting", 0.009, 0.011, "")]
+
+
+def test_a_long_pause_between_backwards_is_cut() -> None:
+    """The helper's step begins 5 s before a backward of 10 ms."""
+    made = Trace(GROUPS, (TYPICAL,), "")
+    assert picture_of(made).start_s == -0.014
+    assert boxes(made, "compute")[0] == ("between", -0.014, 0.0, "… before 5000.0 ms")
+
+
+def test_the_predicted_step_stands_above_on_the_same_axis() -> None:
+    picture = picture_of(trace(BETTER))
+    titles = [panel.title for panel in picture.panels]
+    assert titles == ["predicted: 0.3 ms exposed", "measured: 4.0 ms exposed"]
+    assert picture.end_s == 0.014
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "first", "last"), [(-3.0, 4e3, 0, 4000), (0, 0.02, 0, 0.02)]
+)
+def test_ticks_are_round_and_few(start: float, end: float, first: float, last: float) -> None:
+    found = ticks(start, end)
+    assert (found[0], found[-1]) == (first, last)
+    assert 5 <= len(found) <= 13
+
+
+class Page(HTMLParser):
+    """The text of each table's cells, and all tags with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._open: list[str] | None = None
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._rows = self.tables.setdefault(str(dict(attrs)["id"]), [])
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag == "td":
+            self._rows[-1].append("")
+            self._open = self._rows[-1]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td":
+            self._open = None
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._open is not None:
+            self._open[-1] += data
+
+
+def test_the_page_has_each_group_with_all_names_escaped() -> None:
+    page = Page(html_page(trace(), title="<run>"))
+    _, first, second = page.tables["groups"]
+    assert second == ["1", "stem.weight", "0.5", "9.00", "9.00", "14.00", "3.00", "last group"]
+    assert first[0] == "0"
+    for name in GROUPS[0].names:
+        assert name in first[1]
+    assert "+2 more" in first[1]
+    assert not [tag for tag, _ in page.tags if tag in ("b&amp", "run")]
+    assert "<run>" in page.texts
+    assert "R0 R1 W0 W1" in page.texts
+
+
+def test_the_page_says_what_may_help_costliest_first() -> None:
+    rows = Page(html_page(trace(), title="run")).tables["reasons"][1:]
+    assert [row[:3] for row in rows] == [
+        ["last group", "1", "3.00"],
+        ["ready too late to hide", "1", "1.00"],
+    ]
+    assert rows[0][3:] == [*ADVICE["last group"]]
+
+
+def test_the_page_has_the_numbers_and_what_was_predicted() -> None:
+    texts = Page(html_page(trace(BETTER), title="run")).texts
+    assert {"4.0 ms", "6.0 ms", "33%", "predicted 0.3 ms", "predicted 1.3 ms"} <= {*texts}
+    assert "communication, exposed" in texts
+    assert any(text.startswith("group 1: 3.00 ms, from 11.00 to 14.00") for text in texts)
+
+
+def test_the_page_loads_nothing() -> None:
+    text = html_page(trace(), title="run")
+    assert not {tag for tag, _ in Page(text).tags} & {"script", "link", "img", "iframe"}
+    assert "http" not in text
+    assert "url(" not in text
+
+
+def test_advice_covers_the_reasons_of_the_report_and_its_guide() -> None:
+    assert {*ADVICE} == {
+        reasons.HIDDEN,
+        reasons.LAST_GROUP,
+        reasons.READY_LATE,
+        reasons.WAITED_FOR_ORDER,
+        reasons.WAITED_FOR_LINK,
+    }
+    guide = (Path(__file__).parents[2] / "docs" / "reading-the-report.md").read_text()
+    for reason, (_, help_text) in ADVICE.items():
+        line = next(line for line in guide.splitlines() if line.startswith(f"| {reason} |"))
+        assert help_text.replace("'", "") in line.replace('"', "").replace("`", "").replace("'", "")
+
+
+@pytest.mark.parametrize("n_groups", [1, 60])
+@pytest.mark.parametrize("with_prediction", [False, True])
+def test_the_png_shows_the_exposed_part(
+    tmp_path: Path, n_groups: int, with_prediction: bool
+) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    timeline = step(*((0.2 * i, 0.2 * i, 0.2 * i + 1) for i in range(n_groups)), backward_s=0.5)
+    groups = tuple(GroupInfo(str(i), ("w",), 4) for i in range(n_groups))
+    predicted = timeline if with_prediction else None
+    write_png(Trace(groups, (timeline,), "", predicted), tmp_path / "trace.png")
+    pixels = image.imread(tmp_path / "trace.png")[..., :3]
+    height, width, _ = pixels.shape
+    assert width == 1800
+    assert 400 < height < 1800
+    warning = abs(pixels - [0xD8 / 255, 0x39 / 255, 0x4C / 255]).max(-1) < 0.02
+    assert warning.sum() > 1000
+
+
+def run(*words: object) -> int:
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(list(map(str, words))))
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ([], {"trace.png", "trace.html"}),
+        (["--no-pictures"], set()),
+        (["--html", "page.html"], {"page.html"}),
+        (["--png", "a.png", "--html", "sub/b.html"], {"a.png", "sub/b.html"}),
+    ],
+)
+def test_the_command_prints_the_table_and_writes_what_was_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    files: set[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    path = written(Path("trace.json"))
+    capsys.readouterr()
+    assert run(path, *options) == 0
+    assert capsys.readouterr().out.startswith(f"{trace().report}\n")
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"trace.json", *files}
+
+
+def test_pictures_where_they_cannot_go(tmp_path: Path) -> None:
+    path = written(tmp_path / "trace.html")
+    with pytest.raises(GradSchedError, match=r"trace\.html: writing there would replace the trace"):
+        run(path)
+    assert read_trace(path) == trace()
+    with pytest.raises(GradSchedError, match="either --no-pictures or"):
+        run(path, "--no-pictures", "--png", "a.png")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(GradSchedError, match=r"folder\.html: cannot be written"):
+        run(path, "--html", tmp_path / "folder.html")
+
+
+def test_without_matplotlib_there_is_still_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    path = written(tmp_path / "trace.json")
+    with pytest.raises(GradSchedError, match="pip install matplotlib"):
+        run(path)
+    assert {file.name for file in tmp_path.iterdir()} == {"trace.json", "trace.html"}
+
+
+def test_the_command_loads_neither_torch_nor_matplotlib() -> None:
+    code = (
+        "import sys, lightning_gradsched.commands.report\n"
+        "print([m for m in ('torch', 'lightning', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
