@@ -21,10 +21,10 @@ def simulate(
 ) -> Timeline:
     """One rank's step when every rank is as fast as ``profile`` and transfers take turns.
 
-    A group's turn comes when the last of its gradients is ready and every group before it in the
-    schedule has been launched; its transfer begins when the link is free as well. Of a transfer
-    that waits for the link only the transfer itself is on the communication track: the wait is
-    part of the queue's span, so the spans of a track never overlap on the link.
+    A group is launched when its turn comes: the last of its gradients is ready and every group
+    before it in the schedule is launched. Its transfer begins when the link is free as well. Spans
+    are the recorder's: the queue's goes on until the launch, that of the communication from the
+    launch to the end, so a wait for the link is part of it, as it is where a library queues it.
 
     Raises:
         PlanError: the plan does not carry each parameter of the profile exactly once, or the
@@ -61,11 +61,12 @@ def _transfers(
     schedule: ReductionSchedule, plan: GroupPlan, profile: BackwardProfile, cost: CostModel
 ) -> Iterator[Span]:
     of_name = {param.name: param for param in profile.params}
-    link_free_s = 0.0
+    launch_s = link_free_s = 0.0
     for number in schedule.launches:
         members = [of_name[name] for name in plan.groups[number]]
         ready_s = max(member.ready_s for member in members)
-        start_s = max(ready_s, link_free_s)
-        link_free_s = start_s + float(cost.all_reduce_s(sum(m.nbytes for m in members)))
-        yield Span(QUEUE, str(number), ready_s, start_s)
-        yield Span(COMMUNICATION, str(number), start_s, link_free_s)
+        launch_s = max(ready_s, launch_s)
+        seconds = float(cost.all_reduce_s(sum(member.nbytes for member in members)))
+        link_free_s = max(launch_s, link_free_s) + seconds
+        yield Span(QUEUE, str(number), ready_s, launch_s)
+        yield Span(COMMUNICATION, str(number), launch_s, link_free_s)

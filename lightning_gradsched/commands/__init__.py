@@ -1,0 +1,1 @@
+"""The subcommands of ``gradsched``, one module each."""

@@ -1,0 +1,187 @@
+"""`gradsched scale`: one rank's step carried to many, as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_gradsched.core.control_plane import CONTROL_PLANES, ControlCosts
+from lightning_gradsched.core.networks import NETWORKS, network_named
+from lightning_gradsched.core.plan import (
+    DDP_CAP_NBYTES,
+    MEASURED_PLANNERS,
+    UNMEASURED_PLANNERS,
+    planner_named,
+)
+from lightning_gradsched.core.profile import BackwardProfile
+from lightning_gradsched.core.published import PUBLISHED, Point, published_named
+from lightning_gradsched.core.scale import ALGORITHM_NAMES, ScalePoint, Scenario, parse_ranks
+from lightning_gradsched.errors import GradSchedError, ProfileError
+from lightning_gradsched.files import written_whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `gradsched scale`; names of networks and profiles are checked by ``run``."""
+    add = parser.add_argument
+    add("--profile", required=True, help=f"path of a backward profile, or {_or(PUBLISHED)}")
+    add("--network", required=True, help=_or(NETWORKS))
+    add("--ranks", default="1..1024", help="FIRST..LAST, doubling, or a list: 12,192")
+    add("--algorithm", choices=ALGORITHM_NAMES, default="best", help="of the all-reduce")
+    add("--control", choices=("all", *CONTROL_PLANES), default="all", help="control plane")
+    planners = (*UNMEASURED_PLANNERS, *MEASURED_PLANNERS)
+    add("--planner", choices=planners, default="ddp", help="how gradients are grouped")
+    add("--tensors", type=int, help="tensors negotiated a step (default: the profile's rows)")
+    add("--message-us", type=float, default=1.0, help="control work for one request, microseconds")
+    add("--json", type=Path, help="write rows and assumptions here")
+    add("--png", type=Path, help="draw efficiency and control work here (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; write what was asked for.
+
+    Raises:
+        ProfileError: unknown profile or network, bad ranks, or an impossible unit cost.
+        GradSchedError: a file that cannot be written, or a picture without matplotlib.
+    """
+    study = _study(args)
+    print("\n".join(_lines(study)))
+    try:
+        _write(study, args)
+    except OSError as error:
+        raise GradSchedError(
+            f"expected --json and --png to be files that can be written, got {error}"
+        ) from error
+    return 0
+
+
+def _write(study: Study, args: argparse.Namespace) -> None:
+    if args.json is not None:
+        with written_whole(args.json) as fresh:
+            fresh.write_text(json.dumps(_as_dict(study), indent=1) + "\n", encoding="utf-8")
+    if args.png is not None:
+        # Imported here: it needs matplotlib, which a table does not.
+        from lightning_gradsched.commands.scale_picture import draw
+
+        draw(study.title, study.points, study.published, args.png)
+
+
+class Study(NamedTuple):
+    """What one command computed: ``points`` by rank count, then by control plane."""
+
+    title: str
+    points: tuple[ScalePoint, ...]
+    published: tuple[Point, ...]
+    assumptions: tuple[str, ...]
+
+
+def _study(args: argparse.Namespace) -> Study:
+    network = network_named(args.network)
+    ranks = parse_ranks(args.ranks)
+    profile, notes, published = _profile(args.profile, args.network)
+    n_tensors = len(profile.params) if args.tensors is None else args.tensors
+    _check(profile, n_tensors, args.message_us)
+    scenario = Scenario(
+        profile,
+        network,
+        planner_named(args.planner, group_nbytes=DDP_CAP_NBYTES),
+        args.algorithm,
+        n_tensors / len(profile.params),
+        replace(ControlCosts(), message_s=args.message_us * 1e-6),
+    )
+    controls = list(CONTROL_PLANES) if args.control == "all" else [args.control]
+    return Study(
+        f"{args.profile} on {network.name}, planner {args.planner!r}, {n_tensors} tensors,"
+        f" {args.message_us:g} us a request",
+        tuple(scenario.at(n_ranks, control) for n_ranks in ranks for control in controls),
+        published,
+        (*notes, *network.notes, *_common_notes(args, scenario)),
+    )
+
+
+def _check(profile: BackwardProfile, n_tensors: int, message_us: float) -> None:
+    if not profile.params or profile.forward_s + profile.backward_s == 0:
+        raise ProfileError(
+            f"expected a profile with parameters and compute time, got {len(profile.params)}"
+            f" parameters, {profile.forward_s} s forward and {profile.backward_s} s backward"
+        )
+    if n_tensors < 1 or not 0 <= message_us < inf:
+        raise ProfileError(
+            "expected --tensors from 1 up and a finite --message-us from 0 up;"
+            f" got {n_tensors} tensors and {message_us} us"
+        )
+
+
+def _profile(name: str, network: str) -> tuple[BackwardProfile, tuple[str, ...], tuple[Point, ...]]:
+    """A profile, what was assumed for it, and what is published of it on ``network``."""
+    if name not in PUBLISHED and (path := Path(name)).exists():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"expected a backward profile at {path}, got {error}") from error
+        return BackwardProfile.from_json(text), (f"compute and gradients: {path}",), ()
+    known = published_named(name)
+    return known.profile, known.notes, known.points if known.network == network else ()
+
+
+def _common_notes(args: argparse.Namespace, scenario: Scenario) -> tuple[str, ...]:
+    costs = scenario.costs
+    return (
+        f"groups: planner {args.planner!r}; all-reduce: {args.algorithm}; transfers take turns,"
+        " and cost the computation nothing",
+        f"control: {scenario.n_tensors} tensors a step, {costs.message_s * 1e6:g} us a request"
+        f" (assumption, nobody's measurement), a cycle every {costs.cycle_s * 1e3:g} ms (Laanait et"
+        f" al.'s job script), tree of radix {costs.radix} (assumption)",
+        "weak scaling: each rank's work stays the same; ranks alike and independent of each other;"
+        " no input, no contention with other jobs, all nodes equally near",
+        "efficiency: against one rank of the profile that waits for nobody",
+    )
+
+
+def _lines(study: Study) -> Iterable[str]:
+    controls = list(dict.fromkeys(point.control for point in study.points))
+    left = f"{'ranks':>6}  {'all-reduce ms':<20} {'slowest':>8}"
+    yield f"{study.title}: step in ms (efficiency), by control plane"
+    yield left + "".join(f"{name:>17}" for name in controls)
+    rows = [study.points[i : i + len(controls)] for i in range(0, len(study.points), len(controls))]
+    for row in rows:
+        yield _left(row[0]) + "".join(
+            f"{point.step_s * 1e3:>9.1f} ({point.efficiency:.3f})" for point in row
+        )
+    if any(point.control_s for point in study.points):
+        yield "\ncontrol work of the busiest rank, ms a step (hidden or not)"
+        yield f"{'ranks':>6}" + "".join(f"{name:>12}" for name in controls)
+        for row in rows:
+            work = "".join(f"{point.control_s * 1e3:>12.2f}" for point in row)
+            yield f"{row[0].n_ranks:>6}{work}"
+    if study.published:
+        yield "\npublished efficiency"
+        yield from (f"{p.n_ranks:>6}  {p.efficiency:.3f}  {p.source}" for p in study.published)
+    yield "\nassumed"
+    yield from (f"- {note}" for note in study.assumptions)
+
+
+def _left(point: ScalePoint) -> str:
+    slowest = point.slowest_s / point.compute_s - 1
+    return (
+        f"{point.n_ranks:>6}  {point.all_reduce_s * 1e3:>7.2f} {point.algorithm:<12}"
+        f" {slowest:>+8.1%}"
+    )
+
+
+def _as_dict(study: Study) -> dict[str, Any]:
+    return {
+        "title": study.title,
+        "points": [point.to_dict() for point in study.points],
+        "published": [point._asdict() for point in study.published],
+        "assumptions": study.assumptions,
+    }
+
+
+def _or(names: Iterable[str]) -> str:
+    listed: Sequence[str] = sorted(names)
+    return ", ".join(listed[:-1]) + f" or {listed[-1]}"
