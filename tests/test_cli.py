@@ -38,8 +38,8 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     ("argv", "message"),
     [
         (["report", "missing.json"], "missing.json"),
-        (["scale", "--network", "nowhere", "--ranks", "1..2"], "nowhere"),
-        (["scale", "--network", "summit", "--ranks", "0..5"], "0..5"),
+        (["scale", "--profile", "fc-densenet", "--network", "nowhere"], "nowhere"),
+        (["scale", "--profile", "fc-densenet", "--network", "summit", "--ranks", "0..5"], "0..5"),
         (["scale", "--network", "summit", "--profile", "missing.json"], "missing.json"),
     ],
 )
