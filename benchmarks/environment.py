@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import lightning_gradsched
+from lightning_gradsched.files import written_whole
 
 
 def describe_environment() -> dict[str, Any]:
@@ -29,11 +30,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside, then rename: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    """Write ``value`` indented; a reader never meets half a file."""
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _cpu_name() -> str:

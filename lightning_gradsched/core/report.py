@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lightning_gradsched.core.timeline import COMMUNICATION, QUEUE, Span, Timeline
 
 BACKWARD = "backward"
+BETWEEN = "optimizer, data, forward"
 
 HIDDEN = "hidden"
 LAST_GROUP = "last group"

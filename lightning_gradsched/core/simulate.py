@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.plan import GroupPlan, check_plan
 from lightning_gradsched.core.profile import BackwardProfile
-from lightning_gradsched.core.report import BACKWARD
+from lightning_gradsched.core.report import BACKWARD, BETWEEN
 from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
 from lightning_gradsched.errors import PlanError
-
-# The recorder's words, so that a prediction and a measurement line up.
-BETWEEN = "optimizer, data, forward"
 
 
 def simulate(

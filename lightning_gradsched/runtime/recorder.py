@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lightning_gradsched.core.report import BACKWARD, GroupInfo, OverlapReport
+from lightning_gradsched.core.report import BACKWARD, BETWEEN, GroupInfo, OverlapReport
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime.collectives import Work
@@ -18,8 +18,6 @@ from lightning_gradsched.runtime.collectives import Work
 REPORTED_STEPS = 16
 # Late enough to be warm, early enough for short runs to have a report.
 FIRST_RECORDED_STEP = 5
-
-BETWEEN = "optimizer, data, forward"
 
 
 class Clock(Protocol):
