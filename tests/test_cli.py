@@ -79,7 +79,7 @@ def test_doctor_on_two_ranks_measures_and_plans(tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "ranks      2 = 1 nodes x 2, backend gloo" in result.stdout
+    assert "ranks      2, nodes 1, at most 2 ranks a node, backend gloo" in result.stdout
     assert result.stdout.count("algbw") == 3
     assert "plans for 8 parameters, 8.0 MiB, backward 80.0 ms" in result.stdout
     assert "  ddp " in result.stdout

@@ -121,7 +121,8 @@ def _measure(backend: str | None, timeout_s: float) -> NetworkProfile:
 def _network(network: NetworkProfile) -> Iterator[str]:
     fit = fit_all_reduce(network)
     yield (
-        f"ranks      {network.world_size} = {network.n_nodes} nodes x {network.ranks_per_node},"
+        f"ranks      {network.world_size}, nodes {network.n_nodes},"
+        f" at most {network.ranks_per_node} ranks a node,"
         f" backend {network.backend}"
     )
     for nbytes in SIZES_NBYTES:

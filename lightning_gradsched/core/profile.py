@@ -80,9 +80,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NetworkProfile:
-    """Timed collectives of one process group of ``n_nodes`` x ``ranks_per_node`` ranks."""
+    """Timed collectives of one process group; ``ranks_per_node`` is that of the fullest node."""
 
     backend: str
+    world_size: int
     n_nodes: int
     ranks_per_node: int
     samples: tuple[Sample, ...]
@@ -92,17 +93,16 @@ class NetworkProfile:
             raise ProfileError("expected timed collectives, got an empty ladder of sizes")
         for sample in self.samples:
             _check_times(f"{sample.collective}: nbytes", "seconds", sample.nbytes, sample.seconds)
-
-    @property
-    def world_size(self) -> int:
-        return self.n_nodes * self.ranks_per_node
+            if sample.seconds == 0:
+                raise ProfileError(f"expected collectives that took time, got 0 s in {sample}")
 
     def to_json(self) -> str:
         return json.dumps({"kind": "network", **_plain(self)})
 
     @classmethod
     def from_json(cls, text: str) -> NetworkProfile:
-        value = _read(text, "network", {"backend", "n_nodes", "ranks_per_node", "samples"})
+        keys = {"backend", "world_size", "n_nodes", "ranks_per_node", "samples"}
+        value = _read(text, "network", keys)
         samples = tuple(_named_tuple(Sample, row) for row in value.pop("samples"))
         return cls(**value, samples=samples)
 

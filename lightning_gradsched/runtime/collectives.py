@@ -76,11 +76,15 @@ class Collectives:
         return -negative_low, high
 
     def median(self, values: Sequence[float]) -> list[float]:
-        """Elementwise median over the ranks of 64-bit floats; the same bits on every rank."""
+        """Elementwise median over the ranks of 64-bit floats; the same bits on every rank.
+
+        Of an even number of ranks, the mean of the middle two.
+        """
         local = torch.tensor(values, dtype=torch.float64, device=self._device)
         gathered = [torch.empty_like(local) for _ in range(self.world_size)]
         dist.all_gather(gathered, local, group=self._group)
-        return [float(value) for value in torch.stack(gathered).median(dim=0).values.tolist()]
+        # On the host: a median on a GPU is refused where deterministic algorithms are asked for.
+        return [float(value) for value in torch.stack(gathered).cpu().quantile(0.5, dim=0).tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's ``value`` (anything that pickles), by rank. Slow: for explaining errors."""

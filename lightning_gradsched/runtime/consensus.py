@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 from lightning_gradsched.core.plan import GroupPlan
-from lightning_gradsched.errors import ConsensusError
+from lightning_gradsched.errors import ConsensusError, PlanError
 from lightning_gradsched.runtime.collectives import Collectives
+
+Result = TypeVar("Result")
 
 
 def check_settings(collectives: Collectives, settings: Mapping[str, Any]) -> None:
@@ -34,6 +37,20 @@ def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
     _check_same(collectives, [plan.planner, plan.groups], _explain_plan)
+
+
+def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Result]) -> Result:
+    """``compute()`` where it works on all ranks; else a ``PlanError`` on all of who and why."""
+    result, fault = None, ""
+    try:
+        result = compute()
+    except Exception as error:  # whatever a user's function raises must reach every rank
+        fault = f"{type(error).__name__}: {error}"
+    if collectives.max([int(bool(fault))]) == [0]:
+        return cast(Result, result)
+    faults = collectives.gather(fault)
+    rank = next(i for i, text in enumerate(faults) if text)
+    raise PlanError(f"{what} failed on rank {rank}: {faults[rank]}")
 
 
 def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[str]) -> list[str]:
@@ -102,8 +119,10 @@ def _describe(table: list[list[Any]], index: int) -> str:
 
 def _explain_plan(plans: Sequence[list[Any]]) -> str:
     other = next(rank for rank, plan in enumerate(plans) if plan != plans[0])
+    pairs = zip_longest(plans[0][1], plans[other][1])
+    first = next((f"{a} against {b}" for a, b in pairs if a != b), "their name")
     return (
         f"the ranks made different plans: rank 0 has {plans[0][0]!r} of {len(plans[0][1])} groups,"
-        f" rank {other} has {plans[other][0]!r} of {len(plans[other][1])}."
-        " Give every rank the same GradSchedConfig."
+        f" rank {other} has {plans[other][0]!r} of {len(plans[other][1])}; the first that differs"
+        f" is {first}. A planner must decide from its arguments alone: no set's order, no chance."
     )

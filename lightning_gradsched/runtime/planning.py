@@ -7,11 +7,13 @@ caps, measures some steps, and plans again; ``"auto"`` then tries its best candi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.config import GradSchedConfig
-from lightning_gradsched.core.candidates import candidates
+from lightning_gradsched.core.candidates import Candidate, candidates
 from lightning_gradsched.core.cost import AlphaBeta, CostModel, fit_all_reduce
 from lightning_gradsched.core.plan import (
     GroupPlan,
@@ -24,6 +26,7 @@ from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, Pa
 from lightning_gradsched.core.schedule import ReductionSchedule, lower
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
+from lightning_gradsched.errors import PlanError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile, calibrate
@@ -62,7 +65,7 @@ class Planning:
         """Plan for these parameters; what was measured of fewer is forgotten."""
         self.close()
         self._params = params
-        self.profile, self._trial, self._decided = None, None, None
+        self.profile, self._trial, self._decided, self.tried = None, None, None, ()
         if self.network is not None:
             self.profiler = StepProfiler(self._module, params, self._clock)
 
@@ -78,7 +81,8 @@ class Planning:
             profile, plan = self.profile, self._decided
         else:
             order = consensus.agree_order(self._collectives, list(self._params), seen)
-            profile = BackwardProfile(tuple(_param_profile(n, self._params[n]) for n in order))
+            profiles = _param_profiles(self._params)
+            profile = BackwardProfile(tuple(profiles[name] for name in order))
             planner = ddp if self._config.measures else self._planner()
             plan = planner(profile, self._cost())
         check_plan(plan, profile)
@@ -102,16 +106,28 @@ class Planning:
         return False
 
     def _plan_from(self, profiler: StepProfiler) -> bool:
-        params = [_param_profile(name, param) for name, param in self._params.items()]
-        self.profile = agree_on_profile(self._collectives, profiler, params)
+        params = list(_param_profiles(self._params).values())
+        profile = agree_on_profile(self._collectives, profiler, params)
         self.close()
+        decided = consensus.on_all_or_none(
+            self._collectives,
+            f"planner {self._config.planner_name!r}",
+            lambda: self._decide(profile),
+        )
+        self.profile, self._decided = profile, decided[0].plan
         if self._config.planner == "auto":
-            best = candidates(self.profile, self._cost(), most=TRIED_PLANS)
-            self._trial = PlanTrial(best, self._clock)
-            self._decided = self._trial.current
-        else:
-            self._decided = self._planner()(self.profile, self._cost())
+            self._trial = PlanTrial(decided, self._clock)
         return True
+
+    def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
+        """What to run next: the candidates of a trial, or the one plan that there is."""
+        if self._config.planner == "auto":
+            return candidates(profile, self._cost(), most=TRIED_PLANS)
+        plan = self._planner()(profile, self._cost())
+        if not isinstance(plan, GroupPlan):
+            raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")
+        check_plan(plan, profile)
+        return (Candidate(plan, exposed_s=nan),)
 
     def _go_on_with(self, trial: PlanTrial) -> bool:
         """Take the next candidate's turn, or the winner's for good."""
@@ -132,6 +148,12 @@ class Planning:
         return UNKNOWN_NETWORK if self.network is None else fit_all_reduce(self.network).model
 
 
-def _param_profile(name: str, param: Tensor) -> ParamProfile:
-    dtype = str(param.dtype).removeprefix("torch.")
-    return ParamProfile(name, param.nbytes, dtype, str(param.device))
+def _param_profiles(params: Mapping[str, Tensor]) -> dict[str, ParamProfile]:
+    """By name. Devices are numbered as they are met, so that they are the same on every rank."""
+    devices: dict[torch.device, str] = {}
+    profiles = {}
+    for name, param in params.items():
+        device = devices.setdefault(param.device, f"{param.device.type}:{len(devices)}")
+        dtype = str(param.dtype).removeprefix("torch.")
+        profiles[name] = ParamProfile(name, param.nbytes, dtype, device)
+    return profiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
@@ -39,10 +41,12 @@ class StepProfiler:
 
     Hangs on the module's forward hooks for a few steps; the reducer tells it of backward. Nothing
     waits for a device before ``times`` is asked. With gradient accumulation forward counts from the
-    first micro-batch, so it holds the backwards of the micro-batches in between.
+    first micro-batch, so it holds the backwards of the micro-batches in between. Parameters inside
+    a ``torch.compile``d region count as used when forward began.
     """
 
     def __init__(self, module: nn.Module, params: Mapping[str, Tensor], clock: Clock) -> None:
+        self._module = module
         self._names = list(params)
         self._clock = clock
         self._n_warm_up = WARM_UP_STEPS
@@ -50,7 +54,7 @@ class StepProfiler:
         self._now = StepMarks()
         name_of = {id(param): name for name, param in params.items()}
         self._handles = [
-            child.register_forward_pre_hook(self._noting([name_of[id(p)] for p in owned]))
+            child.register_forward_pre_hook(_FirstUse(self, [name_of[id(p)] for p in owned]))
             for child in module.modules()
             if (owned := [p for p in child.parameters(recurse=False) if id(p) in name_of])
         ]
@@ -62,6 +66,13 @@ class StepProfiler:
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def first_use(self, names: Sequence[str]) -> None:
+        """A module that owns these parameters is about to run; a forward for validation is none."""
+        if self._module.training:
+            mark = self._clock.mark()
+            for name in names:
+                self._now.needed.setdefault(name, mark)
 
     def backward_began(self) -> None:
         self._now.backward_began = self._clock.mark()
@@ -84,14 +95,6 @@ class StepProfiler:
         rows = zip(*map(self._times_of, self._steps), strict=True)
         return [median(values) for values in rows]
 
-    def _noting(self, names: Sequence[str]) -> Any:
-        def before_forward(_module: nn.Module, _inputs: Any) -> None:
-            mark = self._clock.mark()
-            for name in names:
-                self._now.needed.setdefault(name, mark)
-
-        return before_forward
-
     def _times_of(self, step: StepMarks) -> list[float]:
         seconds = self._clock.seconds
         # In the order of the marks: the first module's first use is where forward begins.
@@ -104,6 +107,24 @@ class StepProfiler:
             *(seconds(step.backward_began, mark) for mark in ready),
             *(seconds(forward_began, mark) for mark in needed),
         ]
+
+
+class _FirstUse:
+    """A module's forward hook. On a module that was copied or pickled it does nothing."""
+
+    def __init__(self, profiler: StepProfiler | None, names: Sequence[str]) -> None:
+        self._profiler = weakref.ref(profiler) if profiler is not None else None
+        self._names = names
+
+    def __call__(self, _module: nn.Module, _inputs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return  # a clock in a compiled graph would break it in two
+        profiler = self._profiler() if self._profiler is not None else None
+        if profiler is not None:
+            profiler.first_use(self._names)
+
+    def __reduce__(self) -> tuple[type[_FirstUse], tuple[None, tuple[()]]]:
+        return _FirstUse, (None, ())
 
 
 def agree_on_profile(
@@ -138,4 +159,10 @@ def calibrate(collectives: Collectives, *, budget_s: float) -> NetworkProfile:
         _, elapsed_us = collectives.min_and_max(int(1e6 * (perf_counter() - start_s)))
         if step >= 2 and elapsed_us * 1e-6 > budget_s / 4:
             break
-    return NetworkProfile(collectives.backend, len(hosts), max(hosts.values()), tuple(samples))
+    return NetworkProfile(
+        collectives.backend,
+        collectives.world_size,
+        n_nodes=len(hosts),
+        ranks_per_node=max(hosts.values()),
+        samples=tuple(samples),
+    )

@@ -137,6 +137,7 @@ class StepRecords:
         """Forget the steps of another plan; ``groups`` in launch order."""
         self._groups = groups
         self._recorders.clear()
+        self._step = 0
 
     def turn(self, finished: Recorder | None) -> Recorder | None:
         """Keep a step's marks, if there are any; a recorder for the next step, if it is due."""
@@ -155,7 +156,8 @@ class StepRecords:
             raise GradSchedError("no step is measured: set record_every_n_steps to 1 or more")
         if not self._recorders:
             raise GradSchedError(
-                f"no step is measured yet: {self._step} done, the first is step"
-                f" {FIRST_RECORDED_STEP + 1}, then one in record_every_n_steps={self._every}"
+                f"no step is measured yet: {self._step} done since the plan was made, the first to"
+                f" be measured is step {FIRST_RECORDED_STEP + 1}, then one in"
+                f" record_every_n_steps={self._every}"
             )
         return OverlapReport.of(self.timelines(), self._groups)

@@ -197,6 +197,7 @@ class GradientScheduler:
         self._reducer.recorder = self._records.turn(self._reducer.recorder)
         if self._planning.step_ended():
             self._reducer.forget_plan()
+            self._reducer.recorder = None  # a step that makes a plan is like no other
         self._reducer.profiler = self._planning.profiler
 
 

@@ -16,7 +16,7 @@ SIZES = [2**k for k in range(10, 25, 2)]
 
 def measured(*points: tuple[int, float]) -> NetworkProfile:
     samples = tuple(Sample("all_reduce", nbytes, seconds) for nbytes, seconds in points)
-    return NetworkProfile("gloo", 1, 2, samples)
+    return NetworkProfile("gloo", 2, 1, 2, samples)
 
 
 def test_doctests() -> None:

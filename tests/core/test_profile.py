@@ -17,13 +17,12 @@ BACKWARD = BackwardProfile(
     forward_s=1.0,
     backward_s=2.0,
 )
-NETWORK = NetworkProfile("gloo", 2, 3, (Sample("all_reduce", 1024, 1e-3),))
+NETWORK = NetworkProfile("gloo", 6, 2, 3, (Sample("all_reduce", 1024, 1e-3),))
 
 
 def test_json_round_trips() -> None:
     assert BackwardProfile.from_json(BACKWARD.to_json()) == BACKWARD
     assert NetworkProfile.from_json(NETWORK.to_json()) == NETWORK
-    assert NETWORK.world_size == 6
 
 
 @pytest.mark.parametrize(
@@ -58,4 +57,9 @@ def test_impossible_gradients_are_refused(params: list[ParamProfile], fault: str
 
 def test_an_empty_ladder_is_refused() -> None:
     with pytest.raises(ProfileError, match="empty ladder"):
-        NetworkProfile("gloo", 1, 2, ())
+        NetworkProfile("gloo", 2, 1, 2, ())
+
+
+def test_a_collective_that_took_no_time_is_refused() -> None:
+    with pytest.raises(ProfileError, match="got 0 s in"):
+        NetworkProfile("gloo", 2, 1, 2, (Sample("all_reduce", 8, 0.0),))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.core.cost import CostModel, fit_all_reduce
-from lightning_gradsched.core.plan import GroupPlan, Planner
+from lightning_gradsched.core.plan import GroupPlan, Planner, ddp
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.runtime.profiler import MEASURED_STEPS, WARM_UP_STEPS, StepProfiler
 from tests.parity.nets import WIDTH, Residual
@@ -140,7 +143,85 @@ def test_a_planner_of_the_users_own_is_one_function() -> None:
 
 def test_a_planner_that_loses_a_parameter_is_refused_on_every_rank() -> None:
     for message in errors_of_ranks(2, train, forgetful, N_PROFILED + 2):
-        assert message.startswith("PlanError: plan 'forgetful': expected each parameter")
+        assert message.startswith(
+            "PlanError: planner 'forgetful' failed on rank 0: PlanError: plan"
+        )
+        assert "expected each parameter in exactly one group; it lacks" in message
+
+
+def returns_nothing(profile: BackwardProfile, cost: CostModel) -> None:
+    """A planner without its return."""
+
+
+def fails_on_rank_1(profile: BackwardProfile, cost: CostModel) -> GroupPlan:
+    if dist.get_rank() == 1:
+        raise KeyError("layer7")
+    return ddp(profile, cost)
+
+
+def differs_by_rank(profile: BackwardProfile, cost: CostModel) -> GroupPlan:
+    names = [param.name for param in profile.params]
+    cut = 1 + dist.get_rank()
+    return GroupPlan("differs", (tuple(names[:cut]), tuple(names[cut:])))
+
+
+@pytest.mark.parametrize(
+    ("planner", "message"),
+    [
+        (returns_nothing, "failed on rank 0: PlanError: expected a planner to return a GroupPlan"),
+        (fails_on_rank_1, "'fails_on_rank_1' failed on rank 1: KeyError: 'layer7'"),
+        (differs_by_rank, "rank 1 has 'differs' of 2; the first that differs is"),
+    ],
+)
+def test_a_planner_that_goes_wrong_on_a_rank_is_named_on_every_rank(
+    planner: Planner, message: str
+) -> None:
+    for said in errors_of_ranks(2, train, planner, N_PROFILED + 2):
+        assert message in said
+
+
+def copies_during_profile(rank: int) -> tuple[int, int]:
+    """Hooks that would still do something on a copy and on a pickled module."""
+    net = Residual()
+    scheduler = GradientScheduler(net, GradSchedConfig(planner="optimal"))
+    assert scheduler.profile is None
+    before = sum(len(module._forward_pre_hooks) for module in net.modules())
+    alive = 0
+    for copy in (deepcopy(net), pickle.loads(pickle.dumps(net))):
+        hooks = [h for module in copy.modules() for h in module._forward_pre_hooks.values()]
+        alive += sum(hook._profiler is not None for hook in hooks)
+        torch.cos(copy(torch.ones(2, WIDTH))).mean().backward()
+    return before, alive
+
+
+def test_a_module_can_be_copied_and_pickled_while_it_is_profiled() -> None:
+    for before, alive in run_ranks(2, copies_during_profile):
+        assert before > 0
+        assert alive == 0
+
+
+def test_a_forward_for_validation_is_not_the_steps() -> None:
+    clock = Ticks()
+    net = nn.Linear(2, 1, bias=False)
+    profiler = StepProfiler(net, dict(net.named_parameters()), clock)
+    for _ in range(N_PROFILED):
+        net.eval()(torch.ones(1, 2))
+        clock.now_s += 100.0
+        net.train()(torch.ones(1, 2))
+        clock.now_s += 1.0
+        profiler.backward_began()
+        profiler.gradient("weight")
+        profiler.backward_ended()
+        profiler.step_ended()
+    assert profiler.times()[0] == 1.0
+
+
+def test_profiling_does_not_break_a_compiled_graph() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    profiler = StepProfiler(net, dict(net.named_parameters()), Ticks())
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1, 2)).shape == (1, 1)
+    profiler.detach()
 
 
 def unfreeze(rank: int) -> list[str]:
