@@ -14,8 +14,7 @@ from lightning_gradsched.core.control_plane import CONTROL_PLANES, ControlCosts
 from lightning_gradsched.core.networks import NETWORKS, network_named
 from lightning_gradsched.core.plan import (
     DDP_CAP_NBYTES,
-    MEASURED_PLANNERS,
-    UNMEASURED_PLANNERS,
+    PLANNER_NAMES,
     planner_named,
 )
 from lightning_gradsched.core.profile import BackwardProfile
@@ -33,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ranks", default="1..1024", help="FIRST..LAST, doubling, or a list: 12,192")
     add("--algorithm", choices=ALGORITHM_NAMES, default="best", help="of the all-reduce")
     add("--control", choices=("all", *CONTROL_PLANES), default="all", help="control plane")
-    planners = (*UNMEASURED_PLANNERS, *MEASURED_PLANNERS)
-    add("--planner", choices=planners, default="ddp", help="how gradients are grouped")
+    add("--planner", choices=PLANNER_NAMES, default="ddp", help="how gradients are grouped")
     add("--tensors", type=int, help="tensors negotiated a step (default: the profile's rows)")
     add("--message-us", type=float, default=1.0, help="control work for one request, microseconds")
     add("--json", type=Path, help="write rows and assumptions here")

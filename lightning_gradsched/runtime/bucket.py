@@ -115,10 +115,6 @@ class Bucket(Tally):
         more = f" and {len(self.slots) - 3} more" if len(self.slots) > 3 else ""
         return f"group {self.number} ({names}{more})"
 
-    @property
-    def nbytes(self) -> int:
-        return self.flat.nbytes
-
     def learn(self, coming: Container[Slot]) -> None:
         """Note where this backward's gradients came from; ``coming``: those that it announced."""
         for slot in self.slots:

@@ -58,8 +58,10 @@ class Planning:
         self.profile: BackwardProfile | None = None
         self.tried: tuple[TriedPlan, ...] = ()
         self.network: NetworkProfile | None = None
+        self._cost: CostModel = UNKNOWN_NETWORK
         if config.measures:
             self.network = calibrate(collectives, budget_s=CALIBRATION_BUDGET_S)
+            self._cost = fit_all_reduce(self.network).model
 
     def start(self, params: Mapping[str, Tensor]) -> None:
         """Plan for these parameters; what was measured of fewer is forgotten."""
@@ -84,7 +86,7 @@ class Planning:
             profiles = _param_profiles(self._params)
             profile = BackwardProfile(tuple(profiles[name] for name in order))
             planner = ddp if self._config.measures else self._planner()
-            plan = planner(profile, self._cost())
+            plan = planner(profile, self._cost)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
         self.plan, self.schedule = plan, lower(plan)
@@ -94,18 +96,21 @@ class Planning:
         """What the cost model expects of the plan in force; local, not collective."""
         if self.plan is None or self.schedule is None or self.profile is None:
             return None
-        return simulate(self.schedule, self.plan, self.profile, self._cost())
+        return simulate(self.schedule, self.plan, self.profile, self._cost)
 
     def step_ended(self) -> bool:
         """Whether the next backward shall ask for another plan."""
         if self.profiler is not None:
             self.profiler.step_ended()
-            return self.profiler.is_done and self._plan_from(self.profiler)
-        if self._trial is not None and self._trial.step_ended():
-            return self._go_on_with(self._trial)
+            if self.profiler.is_done:
+                self._plan_from(self.profiler)
+                return True
+        elif self._trial is not None and self._trial.step_ended():
+            self._go_on_with(self._trial)
+            return True
         return False
 
-    def _plan_from(self, profiler: StepProfiler) -> bool:
+    def _plan_from(self, profiler: StepProfiler) -> None:
         params = list(_param_profiles(self._params).values())
         profile = agree_on_profile(self._collectives, profiler, params)
         self.close()
@@ -117,35 +122,30 @@ class Planning:
         self.profile, self._decided = profile, decided[0].plan
         if self._config.planner == "auto":
             self._trial = PlanTrial(decided, self._clock)
-        return True
 
     def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
         """What to run next: the candidates of a trial, or the one plan that there is."""
         if self._config.planner == "auto":
-            return candidates(profile, self._cost(), most=TRIED_PLANS)
-        plan = self._planner()(profile, self._cost())
+            return candidates(profile, self._cost, most=TRIED_PLANS)
+        plan = self._planner()(profile, self._cost)
         if not isinstance(plan, GroupPlan):
             raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")
         check_plan(plan, profile)
         return (Candidate(plan, exposed_s=nan),)
 
-    def _go_on_with(self, trial: PlanTrial) -> bool:
+    def _go_on_with(self, trial: PlanTrial) -> None:
         """Take the next candidate's turn, or the winner's for good."""
         if trial.is_done:
             self._decided, self.tried = trial.decide(self._collectives)
             self._trial = None
         else:
             self._decided = trial.current
-        return True
 
     def _planner(self) -> Planner:
         planner = self._config.planner
         if isinstance(planner, str):
             return planner_named(planner, group_nbytes=self._config.group_nbytes)
         return planner
-
-    def _cost(self) -> CostModel:
-        return UNKNOWN_NETWORK if self.network is None else fit_all_reduce(self.network).model
 
 
 def _param_profiles(params: Mapping[str, Tensor]) -> dict[str, ParamProfile]:
