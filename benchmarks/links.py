@@ -1,0 +1,157 @@
+"""Several hosts on this machine, joined by links of a given rate: Linux network namespaces.
+
+Each host is a namespace with a virtual Ethernet pair into one bridge; a token bucket (``tc tbf``)
+on both ends of the pair limits what it sends and what it receives. It needs root, or user
+namespaces (``unshare --map-root-user``), in which everybody is root over their own links.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from types import TracebackType
+
+SUBNET = "10.79.0"
+INSIDE = "GRADSCHED_BENCH_NAMESPACE"  # set where this process was started again by `become_root`
+
+
+class LinkError(RuntimeError):
+    """This machine cannot make shaped links; says what is missing."""
+
+
+def become_root() -> None:
+    """Where this user is not root: start this command again as root of a new user namespace.
+
+    Raises:
+        LinkError: ``ip`` or ``tc`` is missing, or the kernel lets this user make no namespace.
+    """
+    missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    if missing:
+        raise LinkError(f"shaped links need {missing}: install iproute2")
+    if os.geteuid() == 0:
+        return
+    unshare = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        raise LinkError(
+            "shaped links need root or user namespaces, got neither: run as root, or allow them by"
+            " `sysctl kernel.unprivileged_userns_clone=1`"
+        )
+    os.environ[INSIDE] = "1"
+    # `ip netns` keeps its names under /run, which is the real root's.
+    shell = ["sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh"]
+    os.execvp("unshare", [*unshare, *shell, sys.executable, *sys.orig_argv[1:]])
+
+
+def privileges() -> str:
+    """For the record: whose root made the links."""
+    return "root of a user namespace" if INSIDE in os.environ else "root"
+
+
+class ShapedLinks:
+    """A context with ``n_hosts`` hosts; on leaving it they are gone.
+
+    ``rate_bit_per_s`` holds for each direction of each host's link; None leaves them unshaped.
+    """
+
+    def __init__(self, n_hosts: int, rate_bit_per_s: float | None = None) -> None:
+        self._hosts = range(n_hosts)
+        self._rate = rate_bit_per_s
+        self._prefix = f"gs{os.getpid()}"
+
+    def __enter__(self) -> ShapedLinks:
+        try:
+            self._make()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def command(self, host: int) -> list[str]:
+        """What to put before a command so that it runs on ``host``."""
+        # A host is named by its address, so that its name is known to the others.
+        rename = [
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            f'hostname {self.address(host)} && exec "$@"',
+            "sh",
+        ]
+        return ["ip", "netns", "exec", self._name(host), *rename]
+
+    def address(self, host: int) -> str:
+        return f"{SUBNET}.{host + 1}"
+
+    def set_rate(self, rate_bit_per_s: float | None) -> None:
+        self._rate = rate_bit_per_s
+        for host in self._hosts:
+            self._shape("eth0", ["ip", "netns", "exec", self._name(host)])
+            self._shape(self._port(host), [])
+
+    def _name(self, host: int) -> str:
+        return f"{self._prefix}h{host}"
+
+    def _port(self, host: int) -> str:
+        return f"{self._prefix}v{host}"
+
+    def _make(self) -> None:
+        bridge = f"{self._prefix}br"
+        _run("ip", "link", "add", bridge, "type", "bridge")
+        _run("ip", "link", "set", bridge, "up")
+        for host in self._hosts:
+            name, port = self._name(host), self._port(host)
+            _run("ip", "netns", "add", name)
+            _run(*f"ip link add {port} type veth peer name eth0 netns {name}".split())
+            _run("ip", "link", "set", port, "master", bridge, "up")
+            for command in (f"addr add {self.address(host)}/24 dev eth0", "link set eth0 up"):
+                _run("ip", "-n", name, *command.split())
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+        self.set_rate(self._rate)
+
+    def _remove(self) -> None:
+        for host in self._hosts:
+            # The pair goes with its namespace, but not at once: the names must be free again.
+            subprocess.run(["ip", "link", "del", self._port(host)], capture_output=True)
+            subprocess.run(["ip", "netns", "del", self._name(host)], capture_output=True)
+        subprocess.run(["ip", "link", "del", f"{self._prefix}br"], capture_output=True)
+
+    def _shape(self, device: str, on_host: list[str]) -> None:
+        if self._rate is None:
+            remove = [*on_host, *f"tc qdisc del dev {device} root".split()]
+            subprocess.run(remove, capture_output=True)  # fails where there was none
+            return
+        segment, burst, limit = token_bucket(self._rate)
+        _run(*on_host, "ip", "link", "set", "dev", device, "gso_max_size", str(segment))
+        tbf = f"tbf rate {int(self._rate)}bit burst {burst} limit {limit}"
+        _run(*on_host, "tc", "qdisc", "replace", "dev", device, "root", *tbf.split())
+
+
+def token_bucket(rate_bit_per_s: float) -> tuple[int, int, int]:
+    """Bytes of the largest segment, the bucket and its queue.
+
+    A bucket smaller than two segments halves the throughput; one much larger lets short messages
+    pass as if there were no limit. So segments are cut to 130 us of the line. The queue holds 20 ms
+    of it, or a megabyte, so that nothing is dropped.
+
+    >>> token_bucket(1e9)
+    (16250, 33524, 2500000)
+    """
+    bytes_per_s = rate_bit_per_s / 8
+    segment = int(min(max(130e-6 * bytes_per_s, 3000), 65536))
+    return segment, 2 * segment + 1024, int(max(0.02 * bytes_per_s, 1_000_000))
+
+
+def _run(*command: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise LinkError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")

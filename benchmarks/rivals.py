@@ -1,0 +1,111 @@
+"""The ways to average gradients that the benchmarks compare: each turns a net into a step.
+
+A step is forward and backward of a loss, and leaves averaged gradients. The optimizer, alike for
+all, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.horovod_rival import horovod_optimizer, is_installed, reduce_after_backward
+from lightning_gradsched import GradientScheduler, GradSchedConfig
+
+DDP_CAPS_MIB = (1, 2, 5, 10, 25, 50)
+ONE_BUCKET_MIB = 1 << 20
+MOST_PLANNING_STEPS = 50
+
+
+class Rival(NamedTuple):
+    """``step`` runs forward and backward; ``warm_up_steps`` of them belong to no measurement."""
+
+    step: Callable[[], None]
+    warm_up_steps: int
+    scheduler: GradientScheduler | None = None
+
+
+Make = Callable[[nn.Module, Tensor], Rival]
+
+
+def alone(net: nn.Module, x: Tensor) -> Rival:
+    """No reduction at all: the compute of a step."""
+    return Rival(_step(net, net, x), warm_up_steps=2)
+
+
+def ddp_default(net: nn.Module, x: Tensor) -> Rival:
+    """As it comes: a first bucket of 1 MiB, then 25 MiB."""
+    return Rival(_step(net, DistributedDataParallel(net), x), warm_up_steps=3)
+
+
+def ddp(cap_mib: int) -> Make:
+    """Tuned by hand: every bucket of this cap, gradients as views of them."""
+
+    def make(net: nn.Module, x: Tensor) -> Rival:
+        wrapped = DistributedDataParallel(
+            net,
+            # The first bucket's cap of 1 MiB holds only where this is left out.
+            bucket_cap_mb=cap_mib,
+            gradient_as_bucket_view=True,
+        )
+        return Rival(_step(net, wrapped, x), warm_up_steps=3)
+
+    return make
+
+
+def fsdp2_replicate(net: nn.Module, x: Tensor) -> Rival:
+    """FSDP2's engine over a replicated mesh: one all-reduce a child module that has parameters."""
+    from torch.distributed._composable.replicate_with_fsdp import replicate
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for child in net.children():
+        replicate(child, mesh=mesh)
+    replicate(net, mesh=mesh)
+    return Rival(_step(net, net, x), warm_up_steps=3)
+
+
+def gradsched(planner: str) -> Make:
+    """This package: steps until its plan stands are its warm-up."""
+
+    def make(net: nn.Module, x: Tensor) -> Rival:
+        scheduler = GradientScheduler(net, GradSchedConfig(planner=planner, record_every_n_steps=5))
+        return Rival(_step(net, net, x), MOST_PLANNING_STEPS, scheduler)
+
+    return make
+
+
+def horovod(net: nn.Module, x: Tensor) -> Rival:
+    """Horovod's optimizer at its defaults: cycles of 1 ms, fusion up to 128 MiB."""
+    optimizer = horovod_optimizer(net)
+    return Rival(partial(reduce_after_backward, net, x, optimizer), warm_up_steps=5)
+
+
+SWEEP: dict[str, Make] = {
+    **{f"ddp_{cap}MiB": ddp(cap) for cap in DDP_CAPS_MIB},
+    "ddp_one_bucket": ddp(ONE_BUCKET_MIB),
+}
+RIVALS: dict[str, Make] = {
+    "alone": alone,
+    "gradsched": gradsched("auto"),
+    "ddp_default": ddp_default,
+    **SWEEP,
+    "fsdp2_replicate": fsdp2_replicate,
+    **({"horovod": horovod} if is_installed() else {}),
+}
+
+
+def _step(net: nn.Module, forward: nn.Module, x: Tensor) -> Callable[[], None]:
+    parameters = list(net.parameters())
+
+    def step() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        forward(x).sum().backward()
+
+    return step

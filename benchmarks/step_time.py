@@ -1,0 +1,190 @@
+"""Step time on links of a given rate: gradsched beside DDP tuned by hand, FSDP2 and Horovod.
+
+    python -m benchmarks.step_time            # the short form, under ten minutes
+    python -m benchmarks.step_time --full     # every net and ratio, about an hour
+
+Every rank is a host of its own: a network namespace with a shaped link into one bridge (needs root
+or user namespaces). All rivals of a cell, which is a net at one ratio of communication to compute,
+run in the same processes, in turn, step by step. Finished cells are kept: --resume goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import links
+from benchmarks.environment import describe_environment, write_json
+from benchmarks.rivals import RIVALS
+from benchmarks.step_time_rank import REAL_NETS, Cell
+from benchmarks.step_time_table import as_markdown, summarise
+from benchmarks.tables import TABLES
+
+ROOT = Path(__file__).parents[1]
+FULL_RATIOS = (0.25, 0.5, 1.0, 2.0)
+SHORT_RATIOS = (0.5, 1.0)
+SHORT_RIVALS = ("alone", "gradsched", "ddp_default", "ddp_5MiB", "ddp_10MiB", "ddp_one_bucket")
+CELL_TIMEOUT_S = 1800
+
+
+def main() -> None:
+    args = _arguments()
+    links.become_root()
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, Any] = {}
+    start = time.monotonic()
+    with links.ShapedLinks(args.ranks) as hosts:
+        cells = list(_cells(args))
+        for number, cell in enumerate(cells, start=1):
+            key = f"{cell.net}_{cell.ratio:g}"
+            minutes = (time.monotonic() - start) / 60
+            print(f"[{number}/{len(cells)}] {key}   ({minutes:.1f} min so far)", flush=True)
+            row = _finished(cell, args) or _run(cell, hosts, args.rate)
+            rows[key] = {**row, "summary": summarise(row)}
+            print(as_markdown({key: rows[key]}).splitlines()[-1], flush=True)
+    result = {
+        "environment": describe_environment(),
+        "link": f"tbf on network namespaces, made by {links.privileges()}",
+        "n_ranks": args.ranks,
+        "cells": rows,
+    }
+    print(as_markdown(rows))
+    if args.output:
+        write_json(args.output, result)
+        print(f"written to {args.output}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    nets = [*TABLES, *REAL_NETS]
+    parser.add_argument("--full", action="store_true", help="every ratio and every rival")
+    parser.add_argument("--nets", nargs="+", choices=nets, default=nets)
+    parser.add_argument(
+        "--ratios", nargs="+", type=float, help="communication / compute of each net"
+    )
+    parser.add_argument("--rate", type=float, default=1e9, help="of each link, in bit/s (1e9)")
+    parser.add_argument("--ranks", type=int, default=2, help="hosts, one rank each")
+    parser.add_argument("--rounds", type=int, default=40, help="most timed steps of each rival")
+    parser.add_argument("--cell-s", type=float, help="seconds of timed steps in each cell")
+    parser.add_argument("--rivals", nargs="+", choices=list(RIVALS), help="default: see --full")
+    parser.add_argument("--output", type=Path, help="write the JSON here")
+    parser.add_argument("--work", type=Path, default=Path("outputs/step_time"))
+    parser.add_argument("--resume", action="store_true", help="keep the cells finished in --work")
+    args = parser.parse_args()
+    args.ratios = args.ratios or (FULL_RATIOS if args.full else SHORT_RATIOS)
+    args.cell_s = args.cell_s or (60 if args.full else 12)
+    args.rivals = args.rivals or (tuple(RIVALS) if args.full else SHORT_RIVALS)
+    return args
+
+
+def _cells(args: argparse.Namespace) -> Iterator[Cell]:
+    for net in args.nets:
+        for ratio in args.ratios:
+            yield Cell(
+                net=net,
+                ratio=ratio,
+                rivals=tuple(args.rivals),
+                most_rounds=args.rounds,
+                budget_s=args.cell_s,
+                n_ranks=args.ranks,
+                # A real net computes on the cores that move the bytes: that is what it is for.
+                realtime=net in TABLES and links.privileges() == "root",
+                folder=str(args.work / f"{net}_{ratio:g}"),
+            )
+
+
+def _finished(cell: Cell, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The result of a run of the same cell that was asked to be kept."""
+    path = Path(cell.folder, "cell.json")
+    if not args.resume or not path.exists():
+        return None
+    row: dict[str, Any] = json.loads(path.read_text())
+    return row if row["cell"] == json.loads(cell.to_json()) else None
+
+
+def _run(cell: Cell, hosts: links.ShapedLinks, rate_bit_per_s: float) -> dict[str, Any]:
+    if cell.net in REAL_NETS:
+        rate_bit_per_s = _rate_of_ratio(cell, hosts)
+    hosts.set_rate(rate_bit_per_s)
+    result = _ranks(cell, hosts)
+    row = {
+        "cell": json.loads(cell.to_json()),
+        "rate_bit_per_s": rate_bit_per_s,
+        "compute": "emulated" if cell.net in TABLES else "real",
+        **result,
+    }
+    write_json(Path(cell.folder, "cell.json"), row)
+    return row
+
+
+def _rate_of_ratio(cell: Cell, hosts: links.ShapedLinks) -> float:
+    """The rate at which this net's gradients take ``cell.ratio`` of its compute."""
+    assert cell.ratio is not None
+    hosts.set_rate(None)
+    probe = _ranks(replace(cell, rivals=("alone",)), hosts)
+    seconds = sorted(probe["rivals"]["alone"])
+    compute_s = seconds[len(seconds) // 2]
+    sent_nbytes = 2 * (cell.n_ranks - 1) / cell.n_ranks * probe["nbytes"]
+    return 8 * sent_nbytes / (cell.ratio * compute_s)
+
+
+def _ranks(cell: Cell, hosts: links.ShapedLinks) -> dict[str, Any]:
+    """Run every rank of a cell; if one fails, end the others and say why."""
+    Path(cell.folder).mkdir(parents=True, exist_ok=True)
+    module = [sys.executable, "-m", "benchmarks.step_time_rank"]
+    ranks = [
+        subprocess.Popen(
+            [*hosts.command(rank), *module, cell.to_json()],
+            cwd=ROOT,
+            env=_environment(rank, cell.n_ranks, hosts.address(0)),
+        )
+        for rank in range(cell.n_ranks)
+    ]
+    try:
+        _wait(ranks)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    result: dict[str, Any] = json.loads(Path(cell.folder, "ranks.json").read_text())
+    return result
+
+
+def _environment(rank: int, n_ranks: int, master: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": master,
+        # A namespace of its own: every port is free.
+        "MASTER_PORT": "29500",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        # It warns that hosts have no names.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + CELL_TIMEOUT_S
+    while any(process.poll() is None for process in ranks):
+        failed = {rank: p.returncode for rank, p in enumerate(ranks) if p.returncode}
+        if failed or time.monotonic() > deadline:
+            raise SystemExit(f"ranks failed {failed} (rank: exit code), or took {CELL_TIMEOUT_S} s")
+        time.sleep(0.2)
+    if any(process.returncode for process in ranks):
+        raise SystemExit(f"ranks ended with {[p.returncode for p in ranks]}")
+
+
+if __name__ == "__main__":
+    main()

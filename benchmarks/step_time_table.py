@@ -1,0 +1,130 @@
+"""What the cells of ``benchmarks.step_time`` say: bounds, predictions and targets, as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median, quantiles
+from typing import Any
+
+from lightning_gradsched.core.cost import CostModel, fit_all_reduce
+from lightning_gradsched.core.plan import GroupPlan, ddp, fixed_size, optimal, single
+from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
+from lightning_gradsched.core.schedule import lower
+from lightning_gradsched.core.simulate import simulate
+
+MIB = 1 << 20
+HEADER = (
+    "| net | comm ÷ compute | best DDP | gradsched ÷ it | ÷ DDP's default | ÷ FSDP2 | ÷ Horovod"
+    " | exposed, of DDP's best → gradsched | ÷ bound | measured ÷ predicted | ÷ best simulated |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Medians, ratios to rivals in the same rounds, and the distance to what could be."""
+    seconds: dict[str, list[float]] = row["rivals"]
+    medians = {name: median(values) for name, values in seconds.items()}
+    best_ddp = min((name for name in seconds if "ddp_" in name), key=medians.__getitem__)
+    bound_s = max(medians["alone"], row["comm_s"])
+    predicted_s, fit_worst = _predictions(row["gradsched"], tuple(seconds))
+    rivals = {
+        name: {
+            "median_s": medians[name],
+            "quartiles_s": quantiles(values, n=4)[::2],
+            "exposed_s": medians[name] - medians["alone"],
+            "ratio_to_bound": medians[name] / bound_s,
+            "gradsched_ratio": _ratio(seconds["gradsched"], values),
+            "predicted_s": predicted_s.get(name),
+        }
+        for name, values in seconds.items()
+    }
+    return {
+        "best_ddp": best_ddp,
+        "bound_s": bound_s,
+        "best_simulated_s": predicted_s["optimal"],
+        "fit_worst": fit_worst,
+        "planner": row["gradsched"]["planner"],
+        "n_groups": len(row["gradsched"]["groups"]),
+        "planning": _planning(row["set_up_s"]["gradsched"], medians["gradsched"]),
+        "rivals": rivals,
+    }
+
+
+def as_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """``rows``: each cell's row, with its ``summary``."""
+    return "\n".join([*HEADER, *map(_line, rows.values())])
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Median and quartiles of the ratio in the same round."""
+    low, middle, high = quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return [middle, low, high]
+
+
+def _predictions(account: Any, rivals: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Step time by rival, and of the best plan there is, from gradsched's own measurements."""
+    profile = BackwardProfile.from_json(json.dumps(account["backward_profile"]))
+    fit = fit_all_reduce(NetworkProfile.from_json(json.dumps(account["network_profile"])))
+    plans = dict(_plans(profile, fit.model, rivals))
+    plans["gradsched"] = GroupPlan(account["planner"], tuple(map(tuple, account["groups"])))
+    plans["optimal"] = optimal(profile, fit.model)
+    return {
+        name: _step_s(plan, profile, fit.model) for name, plan in plans.items()
+    }, fit.worst_error
+
+
+def _plans(
+    profile: BackwardProfile, cost: CostModel, rivals: Sequence[str]
+) -> Iterator[tuple[str, GroupPlan]]:
+    for name in rivals:
+        if name == "ddp_default":
+            yield name, ddp(profile, cost)
+        elif name == "ddp_one_bucket":
+            yield name, single(profile, cost)
+        elif name.startswith("ddp_"):
+            cap_mib = int(name.removeprefix("ddp_").removesuffix("MiB"))
+            yield name, fixed_size(profile, cost, nbytes=cap_mib * MIB)
+
+
+def _step_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
+    timeline = simulate(lower(plan), plan, profile, cost)
+    return profile.forward_s + max(span.end_s for span in timeline.spans)
+
+
+def _planning(seconds: Sequence[float], step_s: float) -> dict[str, float]:
+    """What it took until the plan stood: calibration first, then the steps."""
+    calibration_s, *steps_s = seconds
+    total_s = calibration_s + sum(steps_s)
+    return {
+        "n_steps": len(steps_s),
+        "calibration_s": calibration_s,
+        "total_s": total_s,
+        "lost_s": total_s - len(steps_s) * step_s,
+    }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    summary, cell = row["summary"], row["cell"]
+    rivals = summary["rivals"]
+    ours, best = rivals["gradsched"], rivals[summary["best_ddp"]]
+    columns = [
+        cell["net"],
+        f"{cell['ratio']:g}",
+        summary["best_ddp"].removeprefix("ddp_"),
+        _spread(best["gradsched_ratio"]),
+        *(
+            f"{rivals[name]['gradsched_ratio'][0]:.3f}" if name in rivals else "-"
+            for name in ("ddp_default", "fsdp2_replicate", "horovod")
+        ),
+        f"{best['exposed_s'] * 1e3:.0f} → {ours['exposed_s'] * 1e3:.0f} ms",
+        f"{ours['ratio_to_bound']:.3f}",
+        f"{ours['median_s'] / ours['predicted_s']:.3f}",
+        f"{ours['median_s'] / summary['best_simulated_s']:.3f}",
+    ]
+    return f"| {' | '.join(columns)} |"
+
+
+def _spread(ratio: Sequence[float]) -> str:
+    middle, low, high = ratio
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
