@@ -15,6 +15,8 @@ from lightning_gradsched.runtime.recorder import Clock
 # A new plan's first step lays out its buckets; the ones after it are timed.
 WARM_UP_STEPS = 1
 TIMED_STEPS = 4
+# Plans whose medians are no further apart are told apart by prediction: so few steps cannot.
+NOISE = 0.01
 
 
 class TriedPlan(NamedTuple):
@@ -60,10 +62,14 @@ class PlanTrial:
         return True
 
     def decide(self, collectives: Collectives) -> tuple[GroupPlan, tuple[TriedPlan, ...]]:
-        """The plan whose slowest rank was fastest, and the table. Collective."""
+        """The plan to keep, and the table. Collective.
+
+        It is the most promising one whose slowest rank was as fast as any, but for noise.
+        """
         local_ns = [int(1e9 * self._step_s(marks)) for marks in self._marks[:-1]]
         slowest_s = [1e-9 * ns for ns in collectives.max(local_ns)]
-        best = min(range(len(slowest_s)), key=slowest_s.__getitem__)
+        enough_s = (1 + NOISE) * min(slowest_s)
+        best = next(i for i, step_s in enumerate(slowest_s) if step_s <= enough_s)
         tried = tuple(
             TriedPlan(c.plan.planner, len(c.plan.groups), c.exposed_s, step_s, i == best)
             for i, (c, step_s) in enumerate(zip(self._candidates, slowest_s, strict=True))
