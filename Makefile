@@ -30,8 +30,9 @@ format: $(STAMP)  ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## step overhead against DDP on this machine
+bench: $(STAMP)  ## step time against DDP and others on shaped links; FULL=1: every net and ratio
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.step_time $(if $(FULL),--full --resume --output outputs/step_time.json)
 
 clean:  ## remove .venv and all outputs
 	rm -rf $(VENV) outputs

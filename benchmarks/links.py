@@ -49,6 +49,11 @@ def privileges() -> str:
     return "root of a user namespace" if INSIDE in os.environ else "root"
 
 
+def existing_hosts() -> list[str]:
+    """Names of all namespaces that there are, of whoever made them."""
+    return sorted(line.split()[0] for line in _run("ip", "netns", "list").splitlines())
+
+
 class ShapedLinks:
     """A context with ``n_hosts`` hosts; on leaving it they are gone.
 
@@ -147,11 +152,12 @@ def token_bucket(rate_bit_per_s: float) -> tuple[int, int, int]:
     (16250, 33524, 2500000)
     """
     bytes_per_s = rate_bit_per_s / 8
-    segment = int(min(max(130e-6 * bytes_per_s, 3000), 65536))
+    segment = round(min(max(130e-6 * bytes_per_s, 3000), 65536))
     return segment, 2 * segment + 1024, int(max(0.02 * bytes_per_s, 1_000_000))
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise LinkError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
+    return result.stdout

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import links
 from benchmarks.environment import describe_environment, write_json
 from benchmarks.rivals import RIVALS
+from benchmarks.step_time_picture import draw
 from benchmarks.step_time_rank import REAL_NETS, Cell
 from benchmarks.step_time_table import as_markdown, summarise
 from benchmarks.tables import TABLES
@@ -59,7 +60,8 @@ def main() -> None:
     print(as_markdown(rows))
     if args.output:
         write_json(args.output, result)
-        print(f"written to {args.output}")
+        draw(rows, args.output.with_suffix(".png"))
+        print(f"written to {args.output} and {args.output.with_suffix('.png')}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -77,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=40, help="most timed steps of each rival")
     parser.add_argument("--cell-s", type=float, help="seconds of timed steps in each cell")
     parser.add_argument("--rivals", nargs="+", choices=list(RIVALS), help="default: see --full")
-    parser.add_argument("--output", type=Path, help="write the JSON here")
+    parser.add_argument("--output", type=Path, help="write the JSON here, and its picture (.png)")
     parser.add_argument("--work", type=Path, default=Path("outputs/step_time"))
     parser.add_argument("--resume", action="store_true", help="keep the cells finished in --work")
     args = parser.parse_args()

@@ -121,7 +121,7 @@ COSTS = [
 
 
 @pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_optimal_is_as_good_as_the_best_of_all_plans(seed: int, cost: CostModel) -> None:
     given = random_profile(seed, n=3 + seed)
     best_s = min(finish_s(plan, given, cost) for plan in all_plans(given))
