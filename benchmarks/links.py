@@ -121,6 +121,7 @@ class ShapedLinks:
             for command in (f"addr add {self.address(host)}/24 dev eth0", "link set eth0 up"):
                 _run("ip", "-n", name, *command.split())
             _run("ip", "-n", name, "link", "set", "lo", "up")
+            _use_cubic(["ip", "netns", "exec", name])
         self.set_rate(self._rate)
 
     def _remove(self) -> None:
@@ -139,6 +140,18 @@ class ShapedLinks:
         _run(*on_host, "ip", "link", "set", "dev", device, "gso_max_size", str(segment))
         tbf = f"tbf rate {int(self._rate)}bit burst {burst} limit {limit}"
         _run(*on_host, "tc", "qdisc", "replace", "dev", device, "root", *tbf.split())
+
+
+def _use_cubic(on_host: list[str]) -> None:
+    """Linux's usual congestion control. BBR halts for 200 ms every 10 s, to look at the latency."""
+    setting = "net.ipv4.tcp_congestion_control"
+    if _run(*on_host, "sysctl", "-n", setting).strip() == "cubic":
+        return
+    allowed = _run("sysctl", "-n", "net.ipv4.tcp_allowed_congestion_control").strip()
+    if "cubic" not in allowed.split():
+        # Namespaces may use what the machine allows; this allows more, and changes nothing there.
+        _run("sysctl", "-qw", f"net.ipv4.tcp_allowed_congestion_control={allowed} cubic")
+    _run(*on_host, "sysctl", "-qw", f"{setting}=cubic")
 
 
 def token_bucket(rate_bit_per_s: float) -> tuple[int, int, int]:

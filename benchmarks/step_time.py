@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ CELL_TIMEOUT_S = 1800
 def main() -> None:
     args = _arguments()
     links.become_root()
+    # As Ctrl-C does: end the ranks, remove the links.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     args.work.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
     start = time.monotonic()
