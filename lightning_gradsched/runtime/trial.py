@@ -5,26 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_gradsched.core.candidates import Candidate
 from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.report import TriedPlan
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.recorder import Clock
 
 # A new plan's first step lays out its buckets; the ones after it are timed.
 WARM_UP_STEPS = 1
 TIMED_STEPS = 4
-
-
-class TriedPlan(NamedTuple):
-    """``step_s``: the median over its steps, of the slowest rank."""
-
-    planner: str
-    n_groups: int
-    predicted_exposed_s: float
-    step_s: float
-    kept: bool
 
 
 class PlanTrial:
