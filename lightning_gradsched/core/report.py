@@ -57,8 +57,9 @@ class GroupRow:
         """The reason, and of a straggler how long the transfer waited for whom."""
         if self.reason != STRAGGLER:
             return self.reason
-        whom = "another rank" if self.waited_for is None else f"rank {self.waited_for}"
-        return f"{self.reason}: waited {self.waited_s * 1e3:.1f} ms for {whom}"
+        if self.waited_for is None:
+            return f"{self.reason}: {self.waited_s * 1e3:.1f} ms over its fastest step"
+        return f"{self.reason}: waited {self.waited_s * 1e3:.1f} ms for rank {self.waited_for}"
 
 
 class Prediction(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lightning_gradsched.core.report import BACKWARD
+from lightning_gradsched.core.report import BACKWARD, BETWEEN
 from lightning_gradsched.core.timeline import (
     COMMUNICATION,
     COMPUTE,
@@ -78,12 +78,19 @@ def picture_of(trace: Trace) -> Picture:
     """The typical measured step, below the predicted one where there is one."""
     steps = {"measured": trace.typical}
     if trace.predicted is not None:
-        steps = {"predicted": trace.predicted, **steps}
+        steps = {"predicted": _without_optimizer(trace.predicted), **steps}
     spans = [span for step in steps.values() for span in step.spans]
     end_s = max(span.end_s for span in spans)
     start_s = max(min(span.start_s for span in spans), -LONGEST_BETWEEN * end_s)
     panels = (_panel(title, step, start_s, end_s) for title, step in steps.items())
     return Picture(tuple(panels), start_s, end_s)
+
+
+def _without_optimizer(predicted: Timeline) -> Timeline:
+    """The simulated step, in which nothing but forward comes before backward, called so."""
+    return Timeline(
+        tuple(s._replace(label="forward") if s.label == BETWEEN else s for s in predicted.spans)
+    )
 
 
 def _panel(title: str, step: Timeline, start_s: float, end_s: float) -> Panel:
