@@ -42,10 +42,12 @@ STRAGGLER_SHARE = 0.5
 
 
 class Fastest(NamedTuple):
-    """The shortest transfer of one group: what the network needed for it.
+    """The shortest time from launch to end of one group's transfer: what the network needed.
 
-    All ranks leave an all-reduce together, so ``rank``, whose transfer of this step it was, came to
-    it last. None where ranks were not compared: then it is this rank's shortest of several steps.
+    All ranks leave an all-reduce together, so ``rank``, whose time in this step it was, came to it
+    last. None where ranks were not compared: then it is this rank's shortest of several steps. A
+    group that is launched behind others waits for the link in this time too; so no more is put down
+    to a late rank than what passed, the link free, before that rank came.
     """
 
     seconds: float

@@ -35,8 +35,8 @@ class GroupRow:
     """One group in one step; times in seconds since backward began.
 
     ``exposed_s`` is the part of the group's own transfer that ran after backward had ended;
-    ``waited_s`` the part of it that the network did not need. Of a straggler's row ``waited_for``
-    is the rank that came last, None where ranks were not compared.
+    ``waited_s`` the part of the transfer in which the last rank had not come to it yet. Of a
+    straggler's row ``waited_for`` is that rank, None where ranks were not compared.
     """
 
     label: str
@@ -126,7 +126,7 @@ class OverlapReport:
             predicted: the same step as it was simulated.
             cost: the network's; no group is called latency-bound without it.
             fastest: the shortest transfer over the ranks, for each timeline of each group. Where
-                None, the shortest of this rank's recorded steps is what the network needs.
+                None, this rank's shortest of all recorded steps stands for it.
             tried: the plans that were tried on the job.
         """
         number = typical_step(timelines)
@@ -172,11 +172,8 @@ def _extent_s(timeline: Timeline) -> float:
 
 
 def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
-    steps = [timeline.own_transfers() for timeline in timelines]
-    return [
-        Fastest(min(step[group.label].end_s - step[group.label].start_s for step in steps))
-        for group in groups
-    ]
+    steps = [timeline.transfers_s() for timeline in timelines]
+    return [Fastest(min(step[group.label] for step in steps)) for group in groups]
 
 
 def _rows(

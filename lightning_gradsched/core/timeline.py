@@ -45,6 +45,11 @@ class Timeline:
         both = _length([*compute, *self._intervals(COMMUNICATION)])
         return both - _length(compute)
 
+    def transfers_s(self) -> dict[str, float]:
+        """Seconds from the launch of each group to the end of its communication."""
+        sent = (span for span in self.spans if span.track == COMMUNICATION)
+        return {span.label: span.end_s - span.start_s for span in sent}
+
     def own_transfers(self) -> dict[str, Span]:
         """The communication of each group, from when the link was free for it.
 

@@ -25,7 +25,10 @@ from lightning_gradsched.trace import Trace
 
 # reason -> (what it means, what may help), as docs/reading-the-report.md has them.
 ADVICE = {
-    HIDDEN: ("finished before backward did", "nothing to gain"),
+    HIDDEN: (
+        "finished before backward did, or no later than a group before it",
+        "nothing to gain",
+    ),
     STRAGGLER: (
         "the transfer lasted longer than the network needs, because another rank came to it late",
         "look at the rank that is named: its data, its device, what else runs there; no grouping"

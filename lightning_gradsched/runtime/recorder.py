@@ -174,10 +174,8 @@ class StepRecords:
                 " or for this rank's own report()"
             )
         steps = [number for number, _ in self._recorded]
-        own = [timeline.own_transfers() for timeline in self.timelines()]
-        seconds = [
-            [step[g.label].end_s - step[g.label].start_s for g in self._groups] for step in own
-        ]
+        sent_s = [timeline.transfers_s() for timeline in self.timelines()]
+        seconds = [[step[group.label] for group in self._groups] for step in sent_s]
         return consensus.agree_on_fastest(collectives, steps, seconds)
 
     def report(

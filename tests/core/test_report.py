@@ -116,7 +116,7 @@ def test_a_group_behind_another_is_latency_bound_before_it_waited_for_the_link()
 
 
 def test_latency_without_a_line_is_that_of_the_least_measured_size() -> None:
-    assert reasons_module.is_latency_bound(1000, Interpolated((100.0, 1000.0), (1.0, 2.0)))
+    assert is_latency_bound(1000, Interpolated((100.0, 1000.0), (1.0, 2.0)))
     assert not is_latency_bound(1001, Interpolated((100.0, 1000.0), (1.0, 2.0)))
     assert doctest.testmod(reasons_module).failed == 0
 
@@ -133,12 +133,20 @@ def test_a_straggler_is_named_in_the_step_that_is_shown() -> None:
 
 
 def test_without_other_ranks_the_fastest_step_is_what_the_network_needs() -> None:
-    """The second group waits for the link until 11, then takes 1, 2 and 3 s."""
-    steps = [step((9, 9, 11), (9, 9, 11 + seconds)) for seconds in (1.0, 3.0, 2.0)]
+    """The second group takes 1, 2 and 3 s."""
+    steps = [step((9, 9, 11), (11, 11, 11 + seconds)) for seconds in (1.0, 3.0, 2.0)]
     first, last = report(*steps, n_groups=2).rows
     assert (first.reason, first.waited_s) == ("ready too late to hide", 0.0)
     assert (last.reason, last.waited_s, last.waited_for) == ("straggler", 1.0, None)
     assert last.why == "straggler: 1000.0 ms over its fastest step"
+
+
+def test_a_late_rank_that_found_the_link_busy_kept_nobody_waiting() -> None:
+    """It came at 9, the link was free at 11, and so 2 s of the last group's 3 are no waiting."""
+    (_, last) = report(
+        step((8, 8, 11), (8, 8, 14)), n_groups=2, fastest=[[SLOW, Fastest(5.0, rank=1)]]
+    ).rows
+    assert (last.reason, last.waited_s) == ("last group", 0.0)
 
 
 def full_report() -> OverlapReport:
