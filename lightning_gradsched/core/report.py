@@ -190,11 +190,10 @@ def _rows(
     backward_end_s = _backward_end_s(timeline)
     rows: list[GroupRow] = []
     for group, needed in zip(groups, fastest, strict=True):
-        queue, launch_s, transfer = queued[group.label], sent[group.label].start_s, own[group.label]
-        exposed_s = _exposed_s(transfer, backward_end_s)
+        course = _course(queued[group.label], sent[group.label].start_s, own[group.label])
         reason = reason_of(
-            _course(queue, launch_s, transfer),
-            exposed_s,
+            course,
+            _exposed_s(own[group.label], backward_end_s),
             needed,
             backward_end_s=backward_end_s,
             is_latency_bound=cost is not None and is_latency_bound(group.nbytes, cost),
@@ -204,12 +203,12 @@ def _rows(
         rows.append(
             GroupRow(
                 *group,
-                ready_s=queue.start_s,
-                launch_s=launch_s,
-                finish_s=transfer.end_s,
-                exposed_s=exposed_s,
+                ready_s=course.ready_s,
+                launch_s=sent[group.label].start_s,
+                finish_s=own[group.label].end_s,
+                exposed_s=_exposed_s(own[group.label], backward_end_s),
                 reason=reason,
-                waited_s=max(0.0, transfer.end_s - transfer.start_s - needed.seconds),
+                waited_s=max(0.0, course.transfer_s - needed.seconds),
                 waited_for=needed.rank if reason == STRAGGLER else None,
                 predicted_finish_s=predicted_finish_s,
                 predicted_exposed_s=predicted_exposed_s,
