@@ -117,9 +117,10 @@ class GradSchedMixin(_Base):
     @override
     def on_train_end(self) -> None:
         super().on_train_end()
-        if self.config.trace_path is not None and self.global_rank == 0:
-            scheduler = self.scheduler
-            write_trace(scheduler, Path(self.config.trace_path), predicted=scheduler.predicted)
+        # Rank 0's word for all: the report compares the ranks, so either all take part or none.
+        path: str | None = self.broadcast(self.config.trace_path)
+        if path is not None:
+            write_trace(self.scheduler, Path(path), is_writer=self.global_rank == 0)
 
     @override
     def teardown(self) -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gradsched.core.report import GroupInfo, OverlapReport
+from lightning_gradsched.core.report import (
+    GroupInfo,
+    GroupRow,
+    OverlapReport,
+    Prediction,
+    TriedPlan,
+    typical_step,
+)
 from lightning_gradsched.core.timeline import TRACKS, Span, Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.files import written_whole
@@ -19,30 +26,27 @@ if TYPE_CHECKING:
     from lightning_gradsched.runtime.scheduler import GradientScheduler
 
 # Of what stands under "gradsched" in the file; a change that old readers misread raises it.
-FORMAT = 1
+FORMAT = 2
+# Held no prediction, no comparison of the ranks and no tried plans in its report.
+FIRST_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """The measured steps of one plan, at least one; ``groups`` in launch order.
+    """The report on the measured steps of one plan, and these steps, at least one.
 
     ``predicted``: the same step as it was simulated, where it was.
     """
 
-    groups: tuple[GroupInfo, ...]
+    report: OverlapReport
     timelines: tuple[Timeline, ...]
     schedule: str
     predicted: Timeline | None = None
 
     @property
-    def report(self) -> OverlapReport:
-        return OverlapReport.of(self.timelines, self.groups)
-
-    @property
     def typical(self) -> Timeline:
         """The step whose rows the report shows."""
-        rows = self.report.rows
-        return next(t for t in self.timelines if OverlapReport.of([t], self.groups).rows == rows)
+        return self.timelines[typical_step(self.timelines)]
 
     def to_json(self) -> dict[str, Any]:
         """A Chrome trace of the typical step; under ``otherData`` every step, to the last bit."""
@@ -53,7 +57,6 @@ class Trace:
                 "schedule": self.schedule,
                 "gradsched": {
                     "format": FORMAT,
-                    "groups": self.groups,
                     "timelines": [timeline.spans for timeline in self.timelines],
                     "predicted": self.predicted.spans if self.predicted else None,
                 },
@@ -65,17 +68,15 @@ class Trace:
         """Undo ``to_json``. Raises ``LookupError``, ``TypeError`` or ``ValueError`` on others."""
         other = content["otherData"]
         own = other["gradsched"]
-        if own["format"] != FORMAT:
-            raise ValueError(f"format {own['format']!r} instead of {FORMAT}")
-        trace = cls(
-            tuple(GroupInfo(label, tuple(names), nbytes) for label, names, nbytes in own["groups"]),
-            tuple(map(_timeline, own["timelines"])),
-            other["schedule"],
-            _timeline(own["predicted"]) if own["predicted"] else None,
-        )
+        if own["format"] not in (FORMAT, FIRST_FORMAT):
+            raise ValueError(f"format {own['format']!r} instead of {FORMAT} or {FIRST_FORMAT}")
+        timelines = tuple(map(_timeline, own["timelines"]))
+        predicted = _timeline(own["predicted"]) if own["predicted"] else None
+        report = None if own["format"] == FIRST_FORMAT else _report(other["report"])
+        groups = [_group(*group) for group in own["groups"]] if report is None else report.groups
         # A span too few shows only here.
-        _ = trace.report
-        return trace
+        summed_up = OverlapReport.of(timelines, groups, predicted=predicted)
+        return cls(report or summed_up, timelines, str(other["schedule"]), predicted)
 
 
 def _timeline(spans: Iterable[Any]) -> Timeline:
@@ -88,17 +89,67 @@ def _span(track: str, label: str, start_s: float, end_s: float) -> Span:
     return Span(track, label, start_s, end_s)
 
 
-def write_trace(
-    scheduler: GradientScheduler, path: Path, *, predicted: Timeline | None = None
-) -> None:
-    """Write the recorded steps as a Chrome trace to ``path`` and print the overlap report."""
+def _group(label: str, names: Iterable[str], nbytes: int) -> GroupInfo:
+    return GroupInfo(str(label), tuple(map(str, names)), int(nbytes))
+
+
+def _report(fields: Mapping[str, Any]) -> OverlapReport:
+    predicted = fields["predicted"]
+    return OverlapReport(
+        n_steps=int(fields["n_steps"]),
+        **_numbers(fields, "step_s", "compute_s", "comm_s", "exposed_s"),
+        rows=tuple(map(_row, fields["rows"])),
+        predicted=Prediction(**_numbers(predicted, *Prediction._fields)) if predicted else None,
+        tried=tuple(map(_tried, fields["tried"])),
+    )
+
+
+def _row(fields: Mapping[str, Any]) -> GroupRow:
+    waited_for = fields["waited_for"]
+    # Of a plan that has changed since, nothing is predicted.
+    expected = [n for n in ("predicted_finish_s", "predicted_exposed_s") if fields[n] is not None]
+    times = ("ready_s", "launch_s", "finish_s", "exposed_s", "waited_s")
+    return GroupRow(
+        *_group(fields["label"], fields["names"], fields["nbytes"]),
+        **_numbers(fields, *times, *expected),
+        reason=str(fields["reason"]),
+        waited_for=None if waited_for is None else int(waited_for),
+    )
+
+
+def _tried(fields: Mapping[str, Any]) -> TriedPlan:
+    return TriedPlan(
+        planner=str(fields["planner"]),
+        n_groups=int(fields["n_groups"]),
+        **_numbers(fields, "predicted_exposed_s", "step_s"),
+        kept=bool(fields["kept"]),
+    )
+
+
+def _numbers(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """These fields; anything but finite numbers is refused."""
+    for name in names:
+        if not math.isfinite(fields[name]):
+            raise ValueError(f"impossible {name} {fields[name]}")
+    return {name: fields[name] for name in names}
+
+
+def write_trace(scheduler: GradientScheduler, path: Path, *, is_writer: bool = True) -> None:
+    """Write the recorded steps as a Chrome trace to ``path`` and print the overlap report.
+
+    Collective: all ranks call it, before ``detach``, for the report compares them; those that are
+    not ``is_writer`` write and print nothing.
+    """
     try:
-        report = scheduler.report()
+        report = scheduler.report(across_ranks=True)
     except GradSchedError as error:
-        print(f"gradsched: no trace written: {error}", file=sys.stderr)
+        if is_writer:
+            print(f"gradsched: no trace written: {error}", file=sys.stderr)
         return
-    groups = tuple(GroupInfo(row.label, row.names, row.nbytes) for row in report.rows)
-    trace = Trace(groups, tuple(scheduler.timelines()), str(scheduler.schedule), predicted)
+    if not is_writer:
+        return
+    timelines = tuple(scheduler.timelines())
+    trace = Trace(report, timelines, str(scheduler.schedule), scheduler.predicted)
     with written_whole(path) as fresh:
         fresh.write_text(json.dumps(trace.to_json()), encoding="utf-8")
     print(
@@ -120,7 +171,7 @@ def read_trace(path: Path) -> Trace:
         got = error.strerror or str(error)
     except json.JSONDecodeError as error:
         got = f"no whole JSON ({error})"
-    except (LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         got = f"something else ({type(error).__name__}: {error})"
     raise GradSchedError(
         f"{path}: expected a trace of this version of lightning-gradsched, got {got}. Write one by"

@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from lightning_gradsched.core.cost import CostModel
+from lightning_gradsched.core.reasons import (
+    STRAGGLER,
+    Course,
+    Fastest,
+    is_latency_bound,
+    reason_of,
+)
+from lightning_gradsched.core.report_text import text_of
 from lightning_gradsched.core.timeline import COMMUNICATION, QUEUE, Span, Timeline
 
 BACKWARD = "backward"
 BETWEEN = "optimizer, data, forward"
-
-HIDDEN = "hidden"
-LAST_GROUP = "last group"
-READY_LATE = "ready too late to hide"
-WAITED_FOR_ORDER = "waited for order"
-WAITED_FOR_LINK = "waited for the link"
 
 
 class GroupInfo(NamedTuple):
@@ -31,7 +34,9 @@ class GroupInfo(NamedTuple):
 class GroupRow:
     """One group in one step; times in seconds since backward began.
 
-    ``exposed_s`` is the part of the group's own transfer that ran after backward had ended.
+    ``exposed_s`` is the part of the group's own transfer that ran after backward had ended;
+    ``waited_s`` the part of the transfer in which the last rank had not come to it yet. Of a
+    straggler's row ``waited_for`` is that rank, None where ranks were not compared.
     """
 
     label: str
@@ -42,6 +47,37 @@ class GroupRow:
     finish_s: float
     exposed_s: float
     reason: str
+    waited_s: float = 0.0
+    waited_for: int | None = None
+    predicted_finish_s: float | None = None
+    predicted_exposed_s: float | None = None
+
+    @property
+    def why(self) -> str:
+        """The reason, and of a straggler how long the transfer waited for whom."""
+        if self.reason != STRAGGLER:
+            return self.reason
+        if self.waited_for is None:
+            return f"{self.reason}: {self.waited_s * 1e3:.1f} ms over its fastest step"
+        return f"{self.reason}: waited {self.waited_s * 1e3:.1f} ms for rank {self.waited_for}"
+
+
+class Prediction(NamedTuple):
+    """The simulated step: forward, backward and the exposed wait, without optimizer and data."""
+
+    step_s: float
+    comm_s: float
+    exposed_s: float
+
+
+class TriedPlan(NamedTuple):
+    """``step_s``: the median over its steps, of the slowest rank."""
+
+    planner: str
+    n_groups: int
+    predicted_exposed_s: float
+    step_s: float
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +86,8 @@ class OverlapReport:
 
     ``step_s`` runs from the end of one reduction to the end of the next, so it holds the optimizer,
     the data loader and the forward pass too; ``compute_s`` is ``step_s`` without the exposed wait.
+    ``predicted`` is None where nothing was measured to predict from, ``tried`` empty where no plans
+    were tried on the job.
     """
 
     n_steps: int
@@ -58,91 +96,149 @@ class OverlapReport:
     comm_s: float
     exposed_s: float
     rows: tuple[GroupRow, ...]
+    predicted: Prediction | None = None
+    tried: tuple[TriedPlan, ...] = ()
 
     @property
     def overlap(self) -> float:
         """Share of the communication that computation hid, 0 to 1."""
         return 1.0 - self.exposed_s / self.comm_s if self.comm_s else 1.0
 
+    @property
+    def groups(self) -> list[GroupInfo]:
+        """What each row's group carries, in launch order."""
+        return [GroupInfo(row.label, row.names, row.nbytes) for row in self.rows]
+
     @classmethod
-    def of(cls, timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> OverlapReport:
-        """Sum up measured steps. ``groups`` in launch order. Needs at least one timeline."""
-        typical = sorted(timelines, key=Timeline.exposed_s)[(len(timelines) - 1) // 2]
+    def of(
+        cls,
+        timelines: Sequence[Timeline],
+        groups: Sequence[GroupInfo],
+        *,
+        predicted: Timeline | None = None,
+        cost: CostModel | None = None,
+        fastest: Sequence[Sequence[Fastest]] | None = None,
+        tried: Sequence[TriedPlan] = (),
+    ) -> OverlapReport:
+        """Sum up measured steps. ``groups`` in launch order. Needs at least one timeline.
+
+        Args:
+            predicted: the same step as it was simulated.
+            cost: the network's; no group is called latency-bound without it.
+            fastest: the shortest transfer over the ranks, for each timeline of each group. Where
+                None, this rank's shortest of all recorded steps stands for it.
+            tried: the plans that were tried on the job.
+        """
+        number = typical_step(timelines)
         step_s = median(map(_extent_s, timelines))
         exposed_s = median(map(Timeline.exposed_s, timelines))
+        needed = fastest[number] if fastest is not None else _fastest_of(timelines, groups)
         return cls(
             n_steps=len(timelines),
             step_s=step_s,
             compute_s=step_s - exposed_s,
             comm_s=median(t.busy_s(COMMUNICATION) for t in timelines),
             exposed_s=exposed_s,
-            rows=_rows(typical, groups),
+            rows=_rows(timelines[number], groups, needed, predicted, cost),
+            predicted=_prediction(predicted) if predicted is not None else None,
+            tried=tuple(tried),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "overlap": self.overlap}
+        """Plain values, ready for JSON."""
+        return {
+            **asdict(self),
+            "predicted": self.predicted._asdict() if self.predicted is not None else None,
+            "tried": [plan._asdict() for plan in self.tried],
+            "overlap": self.overlap,
+        }
 
     def __str__(self) -> str:
-        head = (
-            f"step {self.step_s * 1e3:.1f} ms = compute {self.compute_s * 1e3:.1f}"
-            f" + exposed communication {self.exposed_s * 1e3:.1f}"
-            f"   (communication {self.comm_s * 1e3:.1f} ms, {self.overlap:.0%} hidden;"
-            f" median of {self.n_steps} recorded steps)"
-        )
-        return "\n".join([head, _HEADER, *map(_line, self.rows)])
+        return text_of(self)
 
 
-_HEADER = "group  params        KiB  ready ms  launch ms  finish ms  exposed ms  why"
+def typical_step(timelines: Sequence[Timeline]) -> int:
+    """The index of the step of median exposed time, whose rows the report shows."""
+    exposed_s = [timeline.exposed_s() for timeline in timelines]
+    return sorted(range(len(exposed_s)), key=exposed_s.__getitem__)[(len(exposed_s) - 1) // 2]
 
 
-def _line(row: GroupRow) -> str:
-    return (
-        f"{row.label:>5}  {len(row.names):>6}  {row.nbytes / 1024:>9.1f}  {row.ready_s * 1e3:>8.2f}"
-        f"  {row.launch_s * 1e3:>9.2f}  {row.finish_s * 1e3:>9.2f}  {row.exposed_s * 1e3:>10.2f}"
-        f"  {row.reason}"
-    )
+def _prediction(timeline: Timeline) -> Prediction:
+    return Prediction(_extent_s(timeline), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
 
 
 def _extent_s(timeline: Timeline) -> float:
     return max(s.end_s for s in timeline.spans) - min(s.start_s for s in timeline.spans)
 
 
-def _rows(timeline: Timeline, groups: Sequence[GroupInfo]) -> tuple[GroupRow, ...]:
+def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
+    steps = [timeline.transfers_s() for timeline in timelines]
+    return [Fastest(min(step[group.label] for step in steps)) for group in groups]
+
+
+def _rows(
+    timeline: Timeline,
+    groups: Sequence[GroupInfo],
+    fastest: Sequence[Fastest],
+    predicted: Timeline | None,
+    cost: CostModel | None,
+) -> tuple[GroupRow, ...]:
+    expected = _expected(predicted) if predicted is not None else {}
     queued = {s.label: s for s in timeline.spans if s.track == QUEUE}
     sent = {s.label: s for s in timeline.spans if s.track == COMMUNICATION}
-    backward_end_s = max(s.end_s for s in timeline.spans if s.label == BACKWARD)
+    own = timeline.own_transfers()
+    backward_end_s = _backward_end_s(timeline)
     rows: list[GroupRow] = []
-    link_free_s = 0.0
-    for group in groups:
-        transfer = sent[group.label]
-        is_last = group is groups[-1]
-        rows.append(
-            _row(group, queued[group.label], transfer, link_free_s, backward_end_s, is_last)
+    for group, needed in zip(groups, fastest, strict=True):
+        course = _course(queued[group.label], sent[group.label].start_s, own[group.label])
+        reason = reason_of(
+            course,
+            _exposed_s(own[group.label], backward_end_s),
+            needed,
+            backward_end_s=backward_end_s,
+            is_latency_bound=cost is not None and is_latency_bound(group.nbytes, cost),
+            is_last=group is groups[-1],
         )
-        link_free_s = max(link_free_s, transfer.end_s)
+        predicted_finish_s, predicted_exposed_s = expected.get(group.label, (None, None))
+        rows.append(
+            GroupRow(
+                *group,
+                ready_s=course.ready_s,
+                launch_s=sent[group.label].start_s,
+                finish_s=own[group.label].end_s,
+                exposed_s=_exposed_s(own[group.label], backward_end_s),
+                reason=reason,
+                waited_s=max(0.0, course.transfer_s - needed.seconds),
+                waited_for=needed.rank if reason == STRAGGLER else None,
+                predicted_finish_s=predicted_finish_s,
+                predicted_exposed_s=predicted_exposed_s,
+            )
+        )
     return tuple(rows)
 
 
-def _row(
-    group: GroupInfo,
-    queue: Span,
-    transfer: Span,
-    link_free_s: float,
-    backward_end_s: float,
-    is_last: bool,
-) -> GroupRow:
-    """``link_free_s``: when the groups before had left the link; the transfer starts no sooner."""
-    begin_s = min(max(transfer.start_s, link_free_s), transfer.end_s)
-    exposed_s = max(0.0, transfer.end_s - max(begin_s, backward_end_s))
-    fill_s = transfer.start_s - queue.end_s
-    if exposed_s == 0:
-        reason = HIDDEN
-    elif queue.start_s + fill_s + (transfer.end_s - begin_s) > backward_end_s:
-        reason = LAST_GROUP if is_last else READY_LATE
-    elif queue.end_s - queue.start_s >= begin_s - transfer.start_s:
-        reason = WAITED_FOR_ORDER
-    else:
-        reason = WAITED_FOR_LINK
-    return GroupRow(
-        *group, queue.start_s, transfer.start_s, transfer.end_s, exposed_s=exposed_s, reason=reason
+def _course(queue: Span, launch_s: float, transfer: Span) -> Course:
+    return Course(
+        ready_s=queue.start_s,
+        order_s=queue.end_s - queue.start_s,
+        fill_s=launch_s - queue.end_s,
+        link_s=transfer.start_s - launch_s,
+        transfer_s=transfer.end_s - transfer.start_s,
     )
+
+
+def _expected(predicted: Timeline) -> dict[str, tuple[float, float]]:
+    """Finish and exposed seconds of each group."""
+    end_s = _backward_end_s(predicted)
+    return {
+        label: (transfer.end_s, _exposed_s(transfer, end_s))
+        for label, transfer in predicted.own_transfers().items()
+    }
+
+
+def _backward_end_s(timeline: Timeline) -> float:
+    return max(s.end_s for s in timeline.spans if s.label == BACKWARD)
+
+
+def _exposed_s(transfer: Span, backward_end_s: float) -> float:
+    return max(0.0, transfer.end_s - max(transfer.start_s, backward_end_s))

@@ -45,6 +45,30 @@ class Timeline:
         both = _length([*compute, *self._intervals(COMMUNICATION)])
         return both - _length(compute)
 
+    def transfers_s(self) -> dict[str, float]:
+        """Seconds from the launch of each group to the end of its communication."""
+        sent = (span for span in self.spans if span.track == COMMUNICATION)
+        return {span.label: span.end_s - span.start_s for span in sent}
+
+    def own_transfers(self) -> dict[str, Span]:
+        """The communication of each group, from when the link was free for it.
+
+        Transfers take turns in the order of their launches: of those under way at once, each begins
+        when the one before has ended.
+
+        >>> spans = Span("communication", "0", 1, 4), Span("communication", "1", 2, 5)
+        >>> [(span.start_s, span.end_s) for span in Timeline(spans).own_transfers().values()]
+        [(1, 4), (4, 5)]
+        """
+        own: dict[str, Span] = {}
+        link_free_s = float("-inf")
+        sent = (span for span in self.spans if span.track == COMMUNICATION)
+        for span in sorted(sent, key=lambda s: s.start_s):
+            begin_s = min(max(span.start_s, link_free_s), span.end_s)
+            own[span.label] = span._replace(start_s=begin_s)
+            link_free_s = max(link_free_s, span.end_s)
+        return own
+
     def _intervals(self, track: str) -> list[Interval]:
         return [(span.start_s, span.end_s) for span in self.spans if span.track == track]
 

@@ -8,16 +8,16 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from lightning_gradsched.core.report import (
+from lightning_gradsched.core.reasons import (
     HIDDEN,
     LAST_GROUP,
+    LATENCY_BOUND,
     READY_LATE,
+    STRAGGLER,
     WAITED_FOR_LINK,
     WAITED_FOR_ORDER,
-    GroupRow,
-    OverlapReport,
 )
-from lightning_gradsched.core.timeline import COMMUNICATION, Timeline
+from lightning_gradsched.core.report import GroupRow, OverlapReport, TriedPlan
 from lightning_gradsched.files import written_whole
 from lightning_gradsched.render.layout import KINDS, picture_of
 from lightning_gradsched.render.svg import timeline_svg
@@ -25,7 +25,19 @@ from lightning_gradsched.trace import Trace
 
 # reason -> (what it means, what may help), as docs/reading-the-report.md has them.
 ADVICE = {
-    HIDDEN: ("finished before backward did", "nothing to gain"),
+    HIDDEN: (
+        "finished before backward did, or no later than a group before it",
+        "nothing to gain",
+    ),
+    STRAGGLER: (
+        "the transfer lasted longer than the network needs, because another rank came to it late",
+        "look at the rank that is named: its data, its device, what else runs there; no grouping"
+        " helps",
+    ),
+    LATENCY_BOUND: (
+        "half of its transfer or more is the network's fixed latency, whatever its size",
+        "fewer, larger groups: planner='optimal' or 'auto', a larger group_nbytes",
+    ),
     LAST_GROUP: (
         "its gradients are the last of all; even alone on the link it could not have been hidden",
         "a smaller last group: planner='fixed_size', a smaller group_nbytes",
@@ -59,28 +71,35 @@ def html_page(trace: Trace, *, title: str) -> str:
     picture, report = picture_of(trace), trace.report
     return template.substitute(
         title=escape(title),
-        cards="\n".join(_cards(report, trace.predicted)),
+        cards="\n".join(_cards(report)),
         n_steps=report.n_steps,
         legend="\n".join(
             f'<li><i class="{kind}"></i>{escape(KINDS[kind])}</li>' for kind in picture.kinds()
         ),
         timeline=timeline_svg(picture),
-        rows="\n".join(map(_table_row, report.rows)),
+        predicted_head="<th>predicted</th>" if report.predicted else "",
+        rows="\n".join(_table_row(row, bool(report.predicted)) for row in report.rows),
         reasons="\n".join(_reasons(report.rows)),
+        tried=_tried(report.tried) if report.tried else "",
         schedule=escape(trace.schedule),
     )
 
 
-def _cards(report: OverlapReport, predicted: Timeline | None) -> Iterator[str]:
+def _cards(report: OverlapReport) -> Iterator[str]:
     """The summary numbers, each with what was predicted for it."""
-    comm_s = predicted.busy_s(COMMUNICATION) if predicted else None
-    exposed_s = predicted.exposed_s() if predicted else None
-    yield _card("step", _ms(report.step_s), "median of the recorded steps")
+    notes = [
+        "median of the recorded steps",
+        "while any reduction was under way",
+        "communication that nothing hid",
+    ]
+    if report.predicted is not None:
+        notes = [f"predicted {_ms(seconds)}" for seconds in report.predicted]
+        notes[0] += " without optimizer and data"
+    step, comm, exposed = notes
+    yield _card("step", _ms(report.step_s), step)
     yield _card("compute", _ms(report.compute_s), "the step without the exposed part")
-    note = _prediction(comm_s) or "while any reduction was under way"
-    yield _card("communication", _ms(report.comm_s), note)
-    note = _prediction(exposed_s) or "communication that nothing hid"
-    yield _card("exposed", _ms(report.exposed_s), note, "warn" if report.exposed_s else "")
+    yield _card("communication", _ms(report.comm_s), comm)
+    yield _card("exposed", _ms(report.exposed_s), exposed, "warn" if report.exposed_s else "")
     yield _card("hidden", f"{report.overlap:.0%}", "share of the communication")
 
 
@@ -88,24 +107,29 @@ def _card(name: str, value: str, note: str, css: str = "") -> str:
     return f'<div class="card {css}"><b>{value}</b><span>{name}</span><small>{note}</small></div>'
 
 
-def _prediction(seconds: float | None) -> str:
-    return "" if seconds is None else f"predicted {_ms(seconds)}"
-
-
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms"
 
 
-def _table_row(row: GroupRow) -> str:
-    times = (row.ready_s, row.launch_s, row.finish_s, row.exposed_s)
+def _table_row(row: GroupRow, has_prediction: bool) -> str:
+    predicted = (row.predicted_finish_s, row.predicted_exposed_s)
+    finish, exposed = (_predicted_cell(time_s) if has_prediction else "" for time_s in predicted)
     cells = [
         f"<td>{escape(row.label)}</td>",
         f'<td class="names">{_names(row.names)}</td>',
         f"<td>{row.nbytes / 1024:.1f}</td>",
-        *(f"<td>{time_s * 1e3:.2f}</td>" for time_s in times),
-        f'<td class="why"><span class="reason {_css(row)}">{escape(row.reason)}</span></td>',
+        *(f"<td>{time_s * 1e3:.2f}</td>" for time_s in (row.ready_s, row.launch_s, row.finish_s)),
+        finish,
+        f"<td>{row.exposed_s * 1e3:.2f}</td>",
+        exposed,
+        f'<td class="why"><span class="reason {_css(row)}">{escape(row.why)}</span></td>',
     ]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _predicted_cell(time_s: float | None) -> str:
+    text = "-" if time_s is None else f"{time_s * 1e3:.2f}"
+    return f'<td class="predicted">{text}</td>'
 
 
 def _css(row: GroupRow) -> str:
@@ -134,3 +158,18 @@ def _reasons(rows: Sequence[GroupRow]) -> Iterator[str]:
             f"<td>{exposed_s[reason] * 1e3:.2f}</td>"
             f'<td class="names">{meaning}</td><td class="names">{help_text}</td></tr>'
         )
+
+
+def _tried(tried: Sequence[TriedPlan]) -> str:
+    """The section of the plans that were tried on the job."""
+    template = Template(files(__package__).joinpath("tried.html").read_text(encoding="utf-8"))
+    return template.substitute(rows="\n".join(map(_tried_row, tried)))
+
+
+def _tried_row(plan: TriedPlan) -> str:
+    cells = (
+        f'<td class="why">{escape(plan.planner)}</td><td>{plan.n_groups}</td>'
+        f"<td>{plan.predicted_exposed_s * 1e3:.2f}</td><td>{plan.step_s * 1e3:.2f}</td>"
+        f'<td class="why">{"kept" if plan.kept else ""}</td>'
+    )
+    return f'<tr class="kept">{cells}</tr>' if plan.kept else f"<tr>{cells}</tr>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from lightning_gradsched.core.report import BACKWARD
+from lightning_gradsched.core.report import BACKWARD, BETWEEN
 from lightning_gradsched.core.timeline import (
     COMMUNICATION,
     COMPUTE,
@@ -78,7 +78,7 @@ def picture_of(trace: Trace) -> Picture:
     """The typical measured step, below the predicted one where there is one."""
     steps = {"measured": trace.typical}
     if trace.predicted is not None:
-        steps = {"predicted": trace.predicted, **steps}
+        steps = {"predicted": _without_optimizer(trace.predicted), **steps}
     spans = [span for step in steps.values() for span in step.spans]
     end_s = max(span.end_s for span in spans)
     start_s = max(min(span.start_s for span in spans), -LONGEST_BETWEEN * end_s)
@@ -86,20 +86,27 @@ def picture_of(trace: Trace) -> Picture:
     return Picture(tuple(panels), start_s, end_s)
 
 
+def _without_optimizer(predicted: Timeline) -> Timeline:
+    """The simulated step, in which nothing but forward comes before backward, called so."""
+    return Timeline(
+        tuple(s._replace(label="forward") if s.label == BETWEEN else s for s in predicted.spans)
+    )
+
+
 def _panel(title: str, step: Timeline, start_s: float, end_s: float) -> Panel:
     exposed = exposed_intervals(step)
-    sent = own_transfers(step)
+    own = step.own_transfers()
     waits = [s for s in step.spans if s.track == QUEUE]
     waits += [
-        Span(QUEUE, span.label, span.start_s, begin_s)
-        for span, begin_s in sent
-        if begin_s > span.start_s
+        Span(QUEUE, s.label, s.start_s, own[s.label].start_s)
+        for s in step.spans
+        if s.track == COMMUNICATION and own[s.label].start_s > s.start_s
     ]
     rows = [_row("compute", [_compute_boxes(step, start_s)])]
     long_waits = [s for s in waits if s.end_s - s.start_s > SHORTEST_WAIT * (end_s - start_s)]
     if long_waits:
         rows.append(_row("waiting", [map(_waiting_box, lane) for lane in lanes(long_waits)]))
-    boxes = [box for span, begin_s in sent for box in _transfer_boxes(span, begin_s, exposed)]
+    boxes = [box for span in own.values() for box in _transfer_boxes(span, exposed)]
     rows.append(_row("communication", [boxes]))
     exposed_ms = step.exposed_s() * 1e3
     return Panel(f"{title}: {exposed_ms:.1f} ms exposed", tuple(rows), tuple(exposed))
@@ -111,16 +118,6 @@ def _row(name: str, lanes: Sequence[Iterable[Box]]) -> Row:
     return Row(name, tuple(map(tuple, lanes)), height if is_thin else ROW_HEIGHT)
 
 
-def own_transfers(step: Timeline) -> list[tuple[Span, float]]:
-    """Each transfer, and when the link was free for it: transfers under way at once take turns."""
-    transfers: list[tuple[Span, float]] = []
-    link_free_s = float("-inf")
-    for span in sorted((s for s in step.spans if s.track == COMMUNICATION), key=_start):
-        transfers.append((span, min(max(span.start_s, link_free_s), span.end_s)))
-        link_free_s = max(link_free_s, span.end_s)
-    return transfers
-
-
 def exposed_intervals(step: Timeline) -> list[Interval]:
     """Where communication goes on and no computation; as long together as ``exposed_s``.
 
@@ -129,7 +126,7 @@ def exposed_intervals(step: Timeline) -> list[Interval]:
     [(3, 5)]
     """
     compute = [(s.start_s, s.end_s) for s in step.spans if s.track == COMPUTE]
-    own = [(begin_s, span.end_s) for span, begin_s in own_transfers(step)]
+    own = [(span.start_s, span.end_s) for span in step.own_transfers().values()]
     return [piece for whole in own for piece in _without(whole, compute)]
 
 
@@ -165,12 +162,13 @@ def _waiting_box(span: Span) -> Box:
     return Box("waiting", span.start_s, span.end_s, "", _tip(f"group {span.label} waits", span))
 
 
-def _transfer_boxes(span: Span, begin_s: float, exposed: Sequence[Interval]) -> list[Box]:
+def _transfer_boxes(span: Span, exposed: Sequence[Interval]) -> list[Box]:
     """The hidden and the exposed pieces of one transfer."""
-    hidden = _without((begin_s, span.end_s), exposed)
-    tip = _tip(f"group {span.label}", Span(span.track, span.label, begin_s, span.end_s))
+    whole = span.start_s, span.end_s
+    hidden = _without(whole, exposed)
+    tip = _tip(f"group {span.label}", span)
     boxes = [Box("hidden", *piece, span.label, tip) for piece in hidden]
-    for start_s, end_s in _without((begin_s, span.end_s), hidden):
+    for start_s, end_s in _without(whole, hidden):
         exposed_ms = f"; {(end_s - start_s) * 1e3:.2f} ms exposed"
         boxes.append(Box("exposed", start_s, end_s, span.label, tip + exposed_ms))
     return boxes
@@ -183,7 +181,3 @@ def _tip(what: str, span: Span) -> str:
 
 def _length_s(interval: Interval) -> float:
     return interval[1] - interval[0]
-
-
-def _start(span: Span) -> float:
-    return span.start_s

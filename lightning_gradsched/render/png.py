@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.files import written_whole
+from lightning_gradsched.render import png_notes
 from lightning_gradsched.render.layout import KINDS, Box, Panel, Picture, Row, picture_of
 from lightning_gradsched.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 COLORS = {
     "between": "#c3cad3",
@@ -50,8 +51,22 @@ def _figure(picture: Picture, report: OverlapReport) -> Figure:
             "the PNG is drawn by matplotlib, which is not installed: pip install matplotlib, or"
             " ask for the page alone with --html PATH"
         ) from error
+    timeline_in = 1.7 + 0.62 * sum(map(_height, picture.panels))
+    columns = png_notes.columns_of(report)
+    notes_in = png_notes.height_in(columns) if columns else 0.0
+    whole = Figure(figsize=(_WIDTH_IN, timeline_in + notes_in), layout="constrained")
+    if not columns:
+        _draw_timeline(whole, picture, report)
+        return whole
+    heights = [timeline_in, notes_in]
+    upper, lower = whole.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_timeline(upper, picture, report)
+    png_notes.draw(lower, columns)
+    return whole
+
+
+def _draw_timeline(figure: FigureBase, picture: Picture, report: OverlapReport) -> None:
     heights = [_height(panel) for panel in picture.panels]
-    figure = Figure(figsize=(_WIDTH_IN, 1.7 + 0.62 * sum(heights)), layout="constrained")
     axes = figure.subplots(
         len(heights), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
     )[:, 0]
@@ -62,14 +77,20 @@ def _figure(picture: Picture, report: OverlapReport) -> Figure:
     axes[-1].set_xlabel("ms since backward began")
     figure.suptitle(_title(report), fontsize=12)
     _draw_legend(figure, picture.kinds())
-    return figure
 
 
 def _title(report: OverlapReport) -> str:
-    return (
+    measured = (
         f"step {report.step_s * 1e3:.1f} ms   ·   exposed communication"
         f" {report.exposed_s * 1e3:.1f} ms   ·   {report.overlap:.0%} of"
         f" {report.comm_s * 1e3:.1f} ms communication hidden"
+    )
+    if report.predicted is None:
+        return measured
+    step_ms, comm_ms, exposed_ms = (f"{seconds * 1e3:.1f} ms" for seconds in report.predicted)
+    return (
+        f"{measured}\npredicted: step {step_ms} without optimizer and data   ·   exposed"
+        f" {exposed_ms} of {comm_ms} communication"
     )
 
 
@@ -152,7 +173,7 @@ def _labelled(lane: tuple[Box, ...], extent_s: float) -> Iterator[Box]:
             yield box
 
 
-def _draw_legend(figure: Figure, kinds: list[str]) -> None:
+def _draw_legend(figure: FigureBase, kinds: list[str]) -> None:
     from matplotlib.patches import Patch
 
     patches = [

@@ -49,6 +49,8 @@ class Collectives:
         self.on_cuda = device.type == "cuda" and self.backend != "gloo"
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
+        self.rank = dist.get_rank(self._group)
+        self.is_open = True
 
     def close(self) -> None:
         """Give back the process group that was made here, and end its threads. Idempotent."""
@@ -56,7 +58,7 @@ class Collectives:
             # A ValueError says that it went already, with all others.
             with suppress(ValueError):
                 dist.destroy_process_group(self._group)
-        self._group, self._made = None, False
+        self._group, self._made, self.is_open = None, False, False
 
     def all_reduce(self, flat: Tensor) -> Work:
         work: Work = dist.all_reduce(flat, group=self._group, async_op=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.reasons import Fastest
 from lightning_gradsched.errors import ConsensusError, PlanError
 from lightning_gradsched.runtime.collectives import Collectives
 
@@ -72,6 +73,36 @@ def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[s
         return not met, total[name] / count[name] if met else 0.0, -registered[name]
 
     return sorted(names, key=rank_of)
+
+
+def agree_on_fastest(
+    collectives: Collectives, steps: Sequence[int], seconds: Sequence[Sequence[float]]
+) -> list[list[Fastest]]:
+    """The least over the ranks of ``seconds`` of each group in each step, and the rank it is of.
+
+    One all-reduce of an integer a group and step, whatever the number of ranks: nanoseconds and
+    rank in one number, so that the least names its rank. ``ConsensusError`` on every rank unless
+    all have recorded the same ``steps`` of as many groups.
+    """
+    _check_same(collectives, [steps, [len(row) for row in seconds]], _explain_recorded)
+    n_ranks, rank = collectives.world_size, collectives.rank
+    local = [-(int(1e9 * value) * n_ranks + rank) for row in seconds for value in row]
+    least = iter(collectives.max(local) if local else [])
+    return [[_fastest(-next(least), n_ranks) for _ in row] for row in seconds]
+
+
+def _fastest(coded: int, n_ranks: int) -> Fastest:
+    ns, rank = divmod(coded, n_ranks)
+    return Fastest(1e-9 * ns, rank)
+
+
+def _explain_recorded(recorded: Sequence[list[Any]]) -> str:
+    other = next(rank for rank, value in enumerate(recorded) if value != recorded[0])
+    return (
+        "expected all ranks to have recorded the same steps, got steps"
+        f" {recorded[0][0]} since the plan was made on rank 0 and {recorded[other][0]} on rank"
+        f" {other}: give all ranks the same record_every_n_steps"
+    )
 
 
 def _check_same(

@@ -23,6 +23,7 @@ from lightning_gradsched.core.plan import (
     planner_named,
 )
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile
+from lightning_gradsched.core.report import TriedPlan
 from lightning_gradsched.core.schedule import ReductionSchedule, lower
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
@@ -31,7 +32,7 @@ from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile, calibrate
 from lightning_gradsched.runtime.recorder import Clock
-from lightning_gradsched.runtime.trial import PlanTrial, TriedPlan
+from lightning_gradsched.runtime.trial import PlanTrial
 
 # Given to planners that look at no cost.
 UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)

@@ -9,10 +9,19 @@ from typing import Any, Protocol
 
 import torch
 
-from lightning_gradsched.core.report import BACKWARD, BETWEEN, GroupInfo, OverlapReport
+from lightning_gradsched.core.cost import CostModel
+from lightning_gradsched.core.reasons import Fastest
+from lightning_gradsched.core.report import (
+    BACKWARD,
+    BETWEEN,
+    GroupInfo,
+    OverlapReport,
+    TriedPlan,
+)
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
 from lightning_gradsched.errors import GradSchedError
-from lightning_gradsched.runtime.collectives import Work
+from lightning_gradsched.runtime import consensus
+from lightning_gradsched.runtime.collectives import Collectives, Work
 
 # Recorded steps that a report sums up.
 REPORTED_STEPS = 16
@@ -131,33 +140,66 @@ class StepRecords:
         self._every = every_n_steps
         self._step = 0
         self._groups: Sequence[GroupInfo] = ()
-        self._recorders: deque[Recorder] = deque(maxlen=REPORTED_STEPS)
+        # By the step's number since the plan was made.
+        self._recorded: deque[tuple[int, Recorder]] = deque(maxlen=REPORTED_STEPS)
 
     def start(self, groups: Sequence[GroupInfo]) -> None:
         """Forget the steps of another plan; ``groups`` in launch order."""
         self._groups = groups
-        self._recorders.clear()
+        self._recorded.clear()
         self._step = 0
 
     def turn(self, finished: Recorder | None) -> Recorder | None:
         """Keep a step's marks, if there are any; a recorder for the next step, if it is due."""
         if finished is not None:
-            self._recorders.append(finished)
+            self._recorded.append((self._step, finished))
         self._step += 1
         due = self._every > 0 and self._step % self._every == FIRST_RECORDED_STEP % self._every
         return Recorder(self._clock) if due else None
 
     def timelines(self) -> list[Timeline]:
         numbers = [int(group.label) for group in self._groups]
-        return [recorder.timeline(numbers) for recorder in self._recorders]
+        return [recorder.timeline(numbers) for _, recorder in self._recorded]
 
-    def report(self) -> OverlapReport:
+    def fastest(self, collectives: Collectives) -> list[list[Fastest]]:
+        """The shortest transfer over the ranks, for each recorded step of each group. Collective.
+
+        Raises:
+            ConsensusError: on every rank, if they have recorded unlike steps.
+            GradSchedError: the collectives are closed.
+        """
+        if not collectives.is_open:
+            raise GradSchedError(
+                "ranks cannot be compared after detach: ask for report(across_ranks=True) before,"
+                " or for this rank's own report()"
+            )
+        steps = [number for number, _ in self._recorded]
+        sent_s = [timeline.transfers_s() for timeline in self.timelines()]
+        seconds = [[step[group.label] for group in self._groups] for step in sent_s]
+        return consensus.agree_on_fastest(collectives, steps, seconds)
+
+    def report(
+        self,
+        *,
+        predicted: Timeline | None = None,
+        cost: CostModel | None = None,
+        fastest: Sequence[Sequence[Fastest]] | None = None,
+        tried: Sequence[TriedPlan] = (),
+    ) -> OverlapReport:
+        """Sum up the recorded steps; what is known besides is as in ``OverlapReport.of``."""
         if self._every == 0:
             raise GradSchedError("no step is measured: set record_every_n_steps to 1 or more")
-        if not self._recorders:
+        if not self._recorded:
             raise GradSchedError(
                 f"no step is measured yet: {self._step} done since the plan was made, the first to"
                 f" be measured is step {FIRST_RECORDED_STEP + 1}, then one in"
                 f" record_every_n_steps={self._every}"
             )
-        return OverlapReport.of(self.timelines(), self._groups)
+        return OverlapReport.of(
+            self.timelines(),
+            self._groups,
+            predicted=predicted,
+            cost=cost,
+            fastest=fastest,
+            tried=tried,
+        )

@@ -15,9 +15,10 @@ from torch.autograd.graph import Node
 
 import lightning_gradsched
 from lightning_gradsched.config import GradSchedConfig
+from lightning_gradsched.core.cost import fit_all_reduce
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
-from lightning_gradsched.core.report import GroupInfo, OverlapReport
+from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
@@ -26,7 +27,6 @@ from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
-from lightning_gradsched.runtime.trial import TriedPlan
 
 
 class GradientScheduler:
@@ -132,13 +132,25 @@ class GradientScheduler:
         """The measured steps, oldest first; at most the last 16."""
         return self._records.timelines()
 
-    def report(self) -> OverlapReport:
+    def report(self, *, across_ranks: bool = False) -> OverlapReport:
         """What the recorded steps took and how much communication was hidden.
 
+        Args:
+            across_ranks: compare the transfers of all ranks, so that a straggler is told from a
+                slow network, and by number. Then all ranks must call it alike, between two
+                backwards and before ``detach``; each gets the report of its own steps.
+
         Raises:
-            GradSchedError: no step has been recorded yet.
+            GradSchedError: no step has been recorded yet, or detached.
+            ConsensusError: on every rank, if ``across_ranks`` and they have recorded unlike steps.
         """
-        return self._records.report()
+        fastest = self._records.fastest(self._collectives) if across_ranks else None
+        return self._records.report(
+            fastest=fastest,
+            predicted=self.predicted,
+            cost=fit_all_reduce(self.network).model if self.network is not None else None,
+            tried=self.tried,
+        )
 
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_gradsched.core.candidates import Candidate
 from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.report import TriedPlan
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.recorder import Clock
 
@@ -17,16 +18,6 @@ WARM_UP_STEPS = 1
 TIMED_STEPS = 4
 # Plans whose medians are no further apart are told apart by prediction: so few steps cannot.
 NOISE = 0.01
-
-
-class TriedPlan(NamedTuple):
-    """``step_s``: the median over its steps, of the slowest rank."""
-
-    planner: str
-    n_groups: int
-    predicted_exposed_s: float
-    step_s: float
-    kept: bool
 
 
 class PlanTrial:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 
 from lightning_gradsched.commands import report as command
-from lightning_gradsched.core import report as reasons
-from lightning_gradsched.core.report import GroupInfo
+from lightning_gradsched.core.cost import AlphaBeta
+from lightning_gradsched.core.reasons import REASONS, Fastest
+from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, Span, Timeline
 from lightning_gradsched.errors import GradSchedError
+from lightning_gradsched.render import png_notes
 from lightning_gradsched.render.html import ADVICE, html_page
-from lightning_gradsched.render.layout import exposed_intervals, own_transfers, picture_of
+from lightning_gradsched.render.layout import exposed_intervals, picture_of
 from lightning_gradsched.render.png import write_png
 from lightning_gradsched.render.svg import ticks
 from lightning_gradsched.trace import Trace, read_trace, write_trace
@@ -35,25 +38,67 @@ GROUPS = (
 )
 
 
-def trace(predicted: Timeline | None = None) -> Trace:
-    return Trace(GROUPS, (WORSE, BETTER, TYPICAL), "R0 R1 W0 W1", predicted)
+TRIED = (
+    TriedPlan("ddp", 2, predicted_exposed_s=0.0042, step_s=0.021, kept=False),
+    TriedPlan("<i>mine", 3, predicted_exposed_s=0.0031, step_s=0.019, kept=True),
+)
 
 
-def written(path: Path, predicted: Timeline | None = None) -> Path:
+def trace(predicted: Timeline | None = None, **known: Any) -> Trace:
+    timelines = WORSE, BETTER, TYPICAL
+    report = OverlapReport.of(timelines, GROUPS, predicted=predicted, **known)
+    return Trace(report, timelines, "R0 R1 W0 W1", predicted)
+
+
+# As of ranks that come to every transfer at once.
+TOGETHER = [[Fastest(1.0, rank=0)] * 2] * 3
+
+
+def full_trace() -> Trace:
+    """With all that can be known: group 0 is latency-bound, group 1 waited 2 ms for rank 5."""
+    fastest = [Fastest(0.003, rank=0), Fastest(0.001, rank=5)]
+    cost = AlphaBeta(1e-3, 1e-12)
+    return trace(BETTER, cost=cost, fastest=[fastest] * 3, tried=TRIED)
+
+
+def written(path: Path, made: Trace | None = None, *, is_writer: bool = True) -> Path:
     """As the strategy writes it when a fit ends."""
-    made = trace()
+    made = made or trace()
     scheduler: Any = SimpleNamespace(
-        report=lambda: made.report, timelines=lambda: [*made.timelines], schedule=made.schedule
+        report=lambda across_ranks: made.report if across_ranks else None,
+        timelines=lambda: [*made.timelines],
+        schedule=made.schedule,
+        predicted=made.predicted,
     )
-    write_trace(scheduler, path, predicted=predicted)
+    write_trace(scheduler, path, is_writer=is_writer)
     return path
 
 
-@pytest.mark.parametrize("predicted", [None, BETTER])
-def test_a_trace_is_read_back_to_the_last_bit(tmp_path: Path, predicted: Timeline | None) -> None:
-    path = written(tmp_path / "sub" / "trace.json", predicted)
-    assert read_trace(path) == trace(predicted)
+@pytest.mark.parametrize("made", [trace(), trace(BETTER), full_trace()])
+def test_a_trace_is_read_back_to_the_last_bit(tmp_path: Path, made: Trace) -> None:
+    path = written(tmp_path / "sub" / "trace.json", made)
+    assert read_trace(path) == made
     assert [file.name for file in path.parent.iterdir()] == ["trace.json"]
+
+
+def test_one_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path / "trace.json", is_writer=False)
+    assert [*tmp_path.iterdir()] == []
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("predicted", [None, BETTER])
+def test_a_trace_of_the_first_format_is_summed_up_anew(
+    tmp_path: Path, predicted: Timeline | None
+) -> None:
+    made = trace(predicted)
+    content = json.loads(json.dumps(made.to_json()))
+    content["otherData"]["gradsched"].update(format=1, groups=GROUPS)
+    for added in ("predicted", "tried"):
+        del content["otherData"]["report"][added]
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps(content))
+    assert read_trace(path) == made
 
 
 def test_trace_viewers_show_the_step_of_the_table(tmp_path: Path) -> None:
@@ -69,6 +114,15 @@ def broken(**changes: Any) -> str:
     return json.dumps(content)
 
 
+def misreported(**changes: Any) -> str:
+    """A trace of which some fields of the report, or of its first row, are others."""
+    content = json.loads(json.dumps(full_trace().to_json()))
+    report = content["otherData"]["report"]
+    for name, value in changes.items():
+        (report if name in report else report["rows"][0])[name] = value
+    return json.dumps(content)
+
+
 @pytest.mark.parametrize(
     ("text", "got"),
     [
@@ -77,7 +131,13 @@ def broken(**changes: Any) -> str:
         (broken()[:-20], "no whole JSON"),
         ("[1, 2]", "something else"),
         ('{"traceEvents": []}', "KeyError: 'otherData'"),
-        (broken(format=0), "format 0 instead of 1"),
+        (broken(format=0), "format 0 instead of 2 or 1"),
+        (misreported(tried=3), "TypeError"),
+        (misreported(tried=[{"planner": "ddp"}]), "KeyError"),
+        (misreported(exposed_s="much"), "TypeError"),
+        (misreported(finish_s=float("inf")), "impossible finish_s inf"),
+        (misreported(waited_for="somebody"), "ValueError"),
+        (misreported(predicted=[1, 2]), "TypeError"),
         (broken(timelines=[]), "IndexError"),
         (broken(timelines=[BETTER.spans[:3]]), "KeyError"),
         (broken(timelines=[[["compute", "backward", 0, float("nan")]]]), "impossible span"),
@@ -93,11 +153,6 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str | None, got: str) -> No
     assert message.startswith(f"{path}: expected a trace")
     assert got in message
     assert "trace_path='trace.json'" in message
-
-
-def test_transfers_under_way_at_once_take_turns() -> None:
-    begins = [begin_s for _, begin_s in own_transfers(TYPICAL)]
-    assert begins == [0.008, 0.011]
 
 
 @pytest.mark.parametrize("timeline", [TYPICAL, WORSE, BETTER])
@@ -118,8 +173,13 @@ def boxes(made: Trace, row_name: str) -> list[tuple[str, float, float, str]]:
     return [(b.kind, b.start_s, b.end_s, b.text) for lane in lanes for b in lane]
 
 
+def one_step(timeline: Timeline, groups: Sequence[GroupInfo] = GROUPS, **known: Any) -> Trace:
+    report = OverlapReport.of([timeline], groups, **known)
+    return Trace(report, (timeline,), "", known.get("predicted"))
+
+
 def test_rows_of_the_picture() -> None:
-    made = Trace(GROUPS, (TYPICAL,), "")
+    made = one_step(TYPICAL)
     assert boxes(made, "communication") == [
         ("hidden", 0.008, 0.010, "0"),
         ("exposed", 0.010, 0.011, "0"),
@@ -130,7 +190,7 @@ def test_rows_of_the_picture() -> None:
 
 def test_a_long_pause_between_backwards_is_cut() -> None:
     """The helper's step begins 5 s before a backward of 10 ms."""
-    made = Trace(GROUPS, (TYPICAL,), "")
+    made = one_step(TYPICAL)
     assert picture_of(made).start_s == -0.014
     assert boxes(made, "compute")[0] == ("between", -0.014, 0.0, "… before 5000.0 ms")
 
@@ -183,7 +243,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_has_each_group_with_all_names_escaped() -> None:
-    page = Page(html_page(trace(), title="<run>"))
+    page = Page(html_page(trace(fastest=TOGETHER), title="<run>"))
     _, first, second = page.tables["groups"]
     assert second == ["1", "stem.weight", "0.5", "9.00", "9.00", "14.00", "3.00", "last group"]
     assert first[0] == "0"
@@ -196,7 +256,7 @@ def test_the_page_has_each_group_with_all_names_escaped() -> None:
 
 
 def test_the_page_says_what_may_help_costliest_first() -> None:
-    rows = Page(html_page(trace(), title="run")).tables["reasons"][1:]
+    rows = Page(html_page(trace(fastest=TOGETHER), title="run")).tables["reasons"][1:]
     assert [row[:3] for row in rows] == [
         ["last group", "1", "3.00"],
         ["ready too late to hide", "1", "1.00"],
@@ -207,25 +267,37 @@ def test_the_page_says_what_may_help_costliest_first() -> None:
 def test_the_page_has_the_numbers_and_what_was_predicted() -> None:
     texts = Page(html_page(trace(BETTER), title="run")).texts
     assert {"4.0 ms", "6.0 ms", "33%", "predicted 0.3 ms", "predicted 1.3 ms"} <= {*texts}
+    assert any(text.endswith(" ms without optimizer and data") for text in texts)
     assert "communication, exposed" in texts
     assert any(text.startswith("group 1: 3.00 ms, from 11.00 to 14.00") for text in texts)
 
 
+def test_the_page_has_stragglers_predictions_and_tried_plans() -> None:
+    page = Page(html_page(full_trace(), title="run"))
+    _, first, second = page.tables["groups"]
+    assert first[5:] == ["11.00", "2.00", "1.00", "0.00", "latency-bound"]
+    assert second[5:] == ["14.00", "10.31", "3.00", "0.31", "straggler: waited 2.0 ms for rank 5"]
+    assert [row[0] for row in page.tables["reasons"][1:]] == ["straggler", "latency-bound"]
+    assert page.tables["tried"][1:] == [
+        ["ddp", "2", "4.20", "21.00", ""],
+        ["<i>mine", "3", "3.10", "19.00", "kept"],
+    ]
+    assert "i" not in [tag for tag, attrs in page.tags if not attrs]
+
+
+def test_the_page_of_untried_plans_has_no_table_of_them() -> None:
+    assert "tried" not in Page(html_page(trace(BETTER), title="run")).tables
+
+
 def test_the_page_loads_nothing() -> None:
-    text = html_page(trace(), title="run")
+    text = html_page(full_trace(), title="run")
     assert not {tag for tag, _ in Page(text).tags} & {"script", "link", "img", "iframe"}
     assert "http" not in text
     assert "url(" not in text
 
 
 def test_advice_covers_the_reasons_of_the_report_and_its_guide() -> None:
-    assert {*ADVICE} == {
-        reasons.HIDDEN,
-        reasons.LAST_GROUP,
-        reasons.READY_LATE,
-        reasons.WAITED_FOR_ORDER,
-        reasons.WAITED_FOR_LINK,
-    }
+    assert {*ADVICE} == {*REASONS}
     guide = (Path(__file__).parents[2] / "docs" / "reading-the-report.md").read_text()
     for reason, (_, help_text) in ADVICE.items():
         line = next(line for line in guide.splitlines() if line.startswith(f"| {reason} |"))
@@ -233,21 +305,40 @@ def test_advice_covers_the_reasons_of_the_report_and_its_guide() -> None:
 
 
 @pytest.mark.parametrize("n_groups", [1, 60])
-@pytest.mark.parametrize("with_prediction", [False, True])
-def test_the_png_shows_the_exposed_part(
-    tmp_path: Path, n_groups: int, with_prediction: bool
-) -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_the_png_shows_the_exposed_part(tmp_path: Path, n_groups: int, is_full: bool) -> None:
     image = pytest.importorskip("matplotlib.image")
     timeline = step(*((0.2 * i, 0.2 * i, 0.2 * i + 1) for i in range(n_groups)), backward_s=0.5)
     groups = tuple(GroupInfo(str(i), ("w",), 4) for i in range(n_groups))
-    predicted = timeline if with_prediction else None
-    write_png(Trace(groups, (timeline,), "", predicted), tmp_path / "trace.png")
+    known: dict[str, Any] = {"predicted": timeline, "tried": TRIED} if is_full else {}
+    write_png(one_step(timeline, groups, **known), tmp_path / "trace.png")
     pixels = image.imread(tmp_path / "trace.png")[..., :3]
     height, width, _ = pixels.shape
     assert width == 1800
     assert 400 < height < 1800
     warning = abs(pixels - [0xD8 / 255, 0x39 / 255, 0x4C / 255]).max(-1) < 0.02
     assert warning.sum() > 1000
+
+
+def test_below_the_png_stands_what_was_exposed_and_tried() -> None:
+    exposed, tried = png_notes.columns_of(full_trace().report)
+    assert [" ".join(line.split()) for line in exposed] == [
+        "group exposed ms predicted why",
+        "1 3.00 0.31 straggler: waited 2.0 ms for rank 5",
+        "0 1.00 0.00 latency-bound",
+    ]
+    assert tried[2].split() == ["<i>mine", "3", "3.10", "19.00", "kept"]
+    assert png_notes.columns_of(one_step(BETTER, predicted=BETTER).report)[0][1].startswith("    1")
+    hidden = step((0.001, 0.001, 0.002), (0.002, 0.002, 0.003), backward_s=0.010)
+    assert png_notes.columns_of(one_step(hidden).report) == []
+
+
+def test_of_many_exposed_groups_the_png_names_the_costliest() -> None:
+    timeline = step(*((0.1 * i, 0.1 * i, 1 + i * i) for i in range(9)), backward_s=0.5)
+    groups = [GroupInfo(str(i), ("w",), 4) for i in range(9)]
+    (lines,) = png_notes.columns_of(one_step(timeline, groups).report)
+    assert [line.split()[0] for line in lines[1:-1]] == ["8", "7", "6", "5", "4", "3"]
+    assert lines[-1] == "and 3 more groups"
 
 
 def run(*words: object) -> int:

@@ -27,6 +27,12 @@ def test_busy_time_is_the_union_and_exposed_time_what_compute_does_not_cover() -
     assert STEP.exposed_s() == 3.0  # 10 to 12 and 13 to 14
 
 
+def test_a_transfer_lasts_from_its_launch_and_is_its_own_from_when_the_link_is_free() -> None:
+    assert STEP.transfers_s() == {"0": 4.0, "1": 6.0, "2": 1.0}
+    own = STEP.own_transfers()
+    assert [(own[g].start_s, own[g].end_s) for g in "012"] == [(3, 7), (7, 12), (13, 14)]
+
+
 def test_chrome_trace_spreads_overlapping_spans_over_rows() -> None:
     events = STEP.to_chrome_trace(rank=3)["traceEvents"]
     rows = {event["name"]: event["tid"] for event in events if event["cat"] == COMMUNICATION}
