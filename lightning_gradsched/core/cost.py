@@ -59,18 +59,26 @@ class Interpolated:
 
 
 class Fit(NamedTuple):
-    """``model`` and how far it is from the median at its worst size, as a share of that."""
+    """``model``, and how far the best line is from the median at its worst size, as a share of it.
+
+    ``odd_nbytes``: the sizes at which it is off by more than ``GOOD_FIT``. A good fit may have one.
+    """
 
     model: CostModel
     worst_error: float
+    worst_nbytes: int
+    odd_nbytes: tuple[int, ...]
     is_good: bool
 
 
 def fit_all_reduce(profile: NetworkProfile) -> Fit:
     """Alpha and beta of the all-reduce, or where they fit badly, the measured medians joined up.
 
-    Fitted to the median at each size by least squares of relative errors, so that microseconds at
-    small sizes count as much as milliseconds at large ones; outliers are gone with the medians.
+    Fitted to the median at each size by relative errors, so that microseconds at small sizes count
+    as much as milliseconds at large ones. Outliers at a size go with the medians; a whole size that
+    is odd (a burst that a shaped link lets through free, a step of an algorithm's) bends the line
+    little, and is passed over if there are five sizes or more. Not so the largest: what comes after
+    it is not known, and most groups are as large.
 
     Raises:
         ProfileError: fewer than two sizes of all-reduce.
@@ -79,13 +87,36 @@ def fit_all_reduce(profile: NetworkProfile) -> Fit:
     if len(nbytes) < 2:
         raise ProfileError(f"expected all-reduces of two sizes or more, got sizes {nbytes}")
     x, y = np.array(nbytes), np.array(seconds)
-    model = _least_squares(x, y)
-    worst = float(np.max(np.abs(model.all_reduce_s(x) - y) / y))
-    if worst <= GOOD_FIT:
-        return Fit(model, worst, is_good=True)
+    line = _robust_line(x, y)
+    errors = _relative_errors(line, x, y)
+    odd = [int(size) for size in x[errors > GOOD_FIT]]
+    passed_over = len(x) >= 5 and len(odd) == 1 and odd[0] != x[-1]
+    is_good = not odd or passed_over
     # Times that fall with size are noise: more bytes never take less.
     rising = np.maximum.accumulate(y)
-    return Fit(Interpolated(tuple(nbytes), tuple(map(float, rising))), worst, is_good=False)
+    model = line if is_good else Interpolated(tuple(nbytes), tuple(map(float, rising)))
+    worst = int(np.argmax(errors))
+    return Fit(model, float(errors[worst]), int(x[worst]), tuple(odd), is_good)
+
+
+def _robust_line(x: Any, y: Any) -> AlphaBeta:
+    """Least squares over the sizes that the line of least absolute errors goes near.
+
+    Such a line exists that goes through two of the points, or through one with a coefficient of 0:
+    few enough to try all (Boscovich 1757).
+    """
+    lines = [_least_squares(x[[i]], y[[i]]) for i in range(len(x))]
+    lines += [AlphaBeta(float(alpha), 0.0) for alpha in y]
+    lines += [
+        _least_squares(x[[i, j]], y[[i, j]]) for i in range(len(x)) for j in range(i + 1, len(x))
+    ]
+    nearest = min(lines, key=lambda line: float(_relative_errors(line, x, y).sum()))
+    near = _relative_errors(nearest, x, y) <= GOOD_FIT
+    return _least_squares(x[near], y[near])
+
+
+def _relative_errors(line: AlphaBeta, x: Any, y: Any) -> Any:
+    return np.abs(line.all_reduce_s(x) - y) / y
 
 
 def _medians(profile: NetworkProfile) -> tuple[list[float], list[float]]:
@@ -99,6 +130,8 @@ def _medians(profile: NetworkProfile) -> tuple[list[float], list[float]]:
 
 def _least_squares(x: Any, y: Any) -> AlphaBeta:
     """Relative least squares with neither coefficient below zero."""
+    if len(x) == 1:
+        return AlphaBeta(0.0, float(y[0] / x[0]))
     columns = np.stack([1 / y, x / y], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)
     if alpha < 0:

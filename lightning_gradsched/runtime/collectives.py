@@ -49,6 +49,7 @@ class Collectives:
         self.on_cuda = device.type == "cuda" and self.backend != "gloo"
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
+        self.rank = dist.get_rank(self._group)
 
     def close(self) -> None:
         """Give back the process group that was made here, and end its threads. Idempotent."""
@@ -91,6 +92,12 @@ class Collectives:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def from_rank_0(self, value: Any) -> Any:
+        """Rank 0's ``value`` (anything that pickles) on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, group=self._group, group_src=0)
+        return values[0]
 
     def time_all_reduce(self, nbytes: int, repeats: int) -> list[float]:
         """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come."""
