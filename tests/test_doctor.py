@@ -193,6 +193,7 @@ def test_a_factory_may_give_an_example_input_of_any_kind(
         (["--module", "nets:net"], "expected an example input, got none"),
         (["--module", "nets:frozen", "--input", "8,64"], "no parameters to train"),
         (["--module", "nets:net", "--input", "8,63"], "a step failed: RuntimeError: mat1 and mat2"),
+        (["--input", "8,64"], "--input: expected --module beside it"),
         (["--experiment", "large"], "expected one of ['no_loss', 'small', 'unbuildable']"),
         (["--experiment", "unbuildable"], "--experiment unbuildable: InstantiationException"),
         (["--experiment", "no_loss"], "expected a loss that depends on parameters, got None"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
-from lightning_gradsched.errors import ProcessGroupError, ProfileError
+from lightning_gradsched.errors import ModelError, ProcessGroupError, ProfileError
 
 if TYPE_CHECKING:
     import torch
@@ -96,13 +96,15 @@ def _read(path: Path) -> BackwardProfile:
 
 
 def _load(args: Namespace) -> Model | None:
+    if args.input is not None and args.module is None:
+        raise ModelError("--input: expected --module beside it, which it is the input of")
+    if args.module is None and args.experiment is None:
+        return None
     from lightning_gradsched.commands import doctor_model
 
     if args.module is not None:
         return doctor_model.from_factory(args.module, args.input)
-    if args.experiment is not None:
-        return doctor_model.from_experiment(args.experiment)
-    return None
+    return doctor_model.from_experiment(args.experiment)
 
 
 def _how_to_launch() -> str:
@@ -150,11 +152,12 @@ def _measure(
     model: Model | None, device: torch.device, timeout_s: float
 ) -> tuple[NetworkProfile, BackwardProfile | None]:
     """The network, and the profile of the model's steps if there is a model. Collective."""
-    from lightning_gradsched.commands import doctor_model
     from lightning_gradsched.runtime.calibration import network_profile
     from lightning_gradsched.runtime.collectives import Collectives
 
     if model is not None:
+        from lightning_gradsched.commands import doctor_model
+
         return doctor_model.measure(model, device, timeout_s)
     collectives = Collectives(None, device, timeout_s)
     try:

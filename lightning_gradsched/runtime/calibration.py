@@ -23,8 +23,11 @@ LADDER_NBYTES = tuple(2**10 * GROWTH**k for k in range(9))  # 1 KiB to 64 MiB
 N_ALWAYS = 3  # sizes that are measured whatever they take
 REPEATS = 5
 MIN_REPEATS = 3  # of the sizes above: the fewest whose median a single outlier does not move
-# A size whose all-reduce takes so many times as long as the smallest measures bandwidth.
+# A size whose all-reduce takes so many times as long as the smallest measures bandwidth ...
 BANDWIDTH_RATIO = 8
+# ... that of groups, if it is near theirs: below, TCP's start and what a link lets through after
+# idling count (on a shaped 100 Mbit/s link, 256 KiB went at 66 Mbit/s).
+BANDWIDTH_NBYTES = 4 * 2**20
 FAST_BUDGET_S = 1.0
 SLOW_BUDGET_S = 5.0
 
@@ -66,8 +69,8 @@ def calibrate(
 ) -> NetworkProfile:
     """Time all-reduces of growing sizes, each sample the median over ranks. Collective.
 
-    Stops after a second, or after five where a second reaches no size at which bandwidth, not
-    latency, is measured: a slow link. Each size takes at most ``GROWTH`` times as long as the one
+    Stops after a second, or after five where a second reaches no size that measures the bandwidth
+    of groups: a slow link. Each size takes at most ``GROWTH`` times as long as the one
     before, if latency and bandwidth are all there is; no size is begun that might not end in time.
     The smallest three are always measured, and take longer where one all-reduce takes 0.4 s.
     """
@@ -102,8 +105,9 @@ def calibrate(
 
 
 def _budget_s(medians: Sequence[float]) -> float:
-    measures_bandwidth = bool(medians) and medians[-1] >= BANDWIDTH_RATIO * medians[0]
-    return FAST_BUDGET_S if measures_bandwidth else SLOW_BUDGET_S
+    if not medians or LADDER_NBYTES[len(medians) - 1] < BANDWIDTH_NBYTES:
+        return SLOW_BUDGET_S
+    return FAST_BUDGET_S if medians[-1] >= BANDWIDTH_RATIO * medians[0] else SLOW_BUDGET_S
 
 
 def _time_size(

@@ -75,7 +75,8 @@ def simulated(link: Link) -> tuple[NetworkProfile, float]:
         (Link(27, 3e-3, 10.0), 1.0),
         (Link(2, 3e-4, 1.0), 1.0),
         (Link(27, 5e-3, 1.0), 1.0),
-        (Link(4, 1e-3, 0.1), 1.0),
+        (Link(2, 5e-4, 0.1), 5.0),
+        (Link(4, 1e-3, 0.1), 5.0),
         (Link(27, 1e-2, 0.1), 5.0),
         (Link(27, 5e-2, 0.1), 5.0),
         (Link(27, 2e-1, 0.1), 5.0),
@@ -102,6 +103,7 @@ def test_the_ladder_reaches_sizes_at_which_bandwidth_is_measured(
     largest = max(sample.nbytes for sample in network.samples)
     ends = largest == LADDER_NBYTES[-1]
     assert ends or link.beta_s_per_byte * largest >= 0.8 * link.all_reduce_s(largest)
+    assert largest >= calibration.BANDWIDTH_NBYTES
     repeats = [sample.nbytes for sample in network.samples].count(largest)
     assert repeats >= calibration.MIN_REPEATS
 
