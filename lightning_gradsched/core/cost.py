@@ -92,9 +92,7 @@ def fit_all_reduce(profile: NetworkProfile) -> Fit:
     odd = [int(size) for size in x[errors > GOOD_FIT]]
     passed_over = len(x) >= 5 and len(odd) == 1 and odd[0] != x[-1]
     is_good = not odd or passed_over
-    # Times that fall with size are noise: more bytes never take less.
-    rising = np.maximum.accumulate(y)
-    model = line if is_good else Interpolated(tuple(nbytes), tuple(map(float, rising)))
+    model = line if is_good else Interpolated(tuple(nbytes), _rising(y))
     worst = int(np.argmax(errors))
     return Fit(model, float(errors[worst]), int(x[worst]), tuple(odd), is_good)
 
@@ -113,6 +111,15 @@ def _robust_line(x: Any, y: Any) -> AlphaBeta:
     nearest = min(lines, key=lambda line: float(_relative_errors(line, x, y).sum()))
     near = _relative_errors(nearest, x, y) <= GOOD_FIT
     return _least_squares(x[near], y[near])
+
+
+def _rising(y: Any) -> tuple[float, ...]:
+    """``y`` without its falls, which are noise: more bytes never take less.
+
+    Midway between the most so far and the least to come, so that one odd size lifts none for long.
+    """
+    most, least = np.maximum.accumulate(y), np.minimum.accumulate(y[::-1])[::-1]
+    return tuple(map(float, np.sqrt(most * least)))
 
 
 def _relative_errors(line: AlphaBeta, x: Any, y: Any) -> Any:

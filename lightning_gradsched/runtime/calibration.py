@@ -22,6 +22,9 @@ GROWTH = 4
 LADDER_NBYTES = tuple(2**10 * GROWTH**k for k in range(9))  # 1 KiB to 64 MiB
 N_ALWAYS = 3  # sizes that are measured whatever they take
 REPEATS = 5
+# Small sizes are cheap, and on busy hosts the most uneven: more of them, for so long at most.
+CHEAP_REPEATS = 25
+CHEAP_S = 0.05
 MIN_REPEATS = 3  # of the sizes above: the fewest whose median a single outlier does not move
 # A size whose all-reduce takes so many times as long as the smallest measures bandwidth ...
 BANDWIDTH_RATIO = 8
@@ -113,13 +116,14 @@ def _budget_s(medians: Sequence[float]) -> float:
 def _time_size(
     collectives: Collectives, nbytes: int, least: int, spare_s: float, now: Callable[[], float]
 ) -> list[float]:
-    """Seconds of ``least`` to ``REPEATS`` repeats, by what fits into ``spare_s``, after a first."""
+    """Seconds of ``least`` repeats or as many more as fit into ``spare_s``, after a first."""
     start_s = now()
     collectives.time_all_reduce(nbytes, 1)  # warms up
     warm_up_s = max(1e-6, _slowest(collectives, now() - start_s))
     # Less the one that is over, and as much for agreeing.
     fitting = int(spare_s / warm_up_s) - 3
-    repeats = max(least, min(REPEATS, fitting))
+    wanted = max(REPEATS, min(CHEAP_REPEATS, int(CHEAP_S / warm_up_s)))
+    repeats = max(least, min(wanted, fitting))
     return collectives.median(collectives.time_all_reduce(nbytes, repeats))
 
 
