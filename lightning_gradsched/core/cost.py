@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
@@ -98,18 +99,22 @@ def fit_all_reduce(profile: NetworkProfile) -> Fit:
 
 
 def _robust_line(x: Any, y: Any) -> AlphaBeta:
-    """Least squares over the sizes that the line of least absolute errors goes near.
+    """Least squares over the sizes near the line that is off by the least, added up over sizes.
 
-    Such a line exists that goes through two of the points, or through one with a coefficient of 0:
-    few enough to try all (Boscovich 1757).
+    Tried are the lines through two of the points, and through one with a coefficient of 0, as in
+    fits of least absolute errors (Boscovich 1757). Errors count as ratios, so that half the time is
+    as odd as twice.
     """
-    lines = [_least_squares(x[[i]], y[[i]]) for i in range(len(x))]
+    lines = [AlphaBeta(0.0, float(b / a)) for a, b in zip(x, y, strict=True)]
     lines += [AlphaBeta(float(alpha), 0.0) for alpha in y]
     lines += [
-        _least_squares(x[[i, j]], y[[i, j]]) for i in range(len(x)) for j in range(i + 1, len(x))
+        _least_squares(x[list(pair)], y[list(pair)]) for pair in combinations(range(len(x)), 2)
     ]
-    nearest = min(lines, key=lambda line: float(_relative_errors(line, x, y).sum()))
-    near = _relative_errors(nearest, x, y) <= GOOD_FIT
+
+    def off(line: AlphaBeta) -> float:
+        return float(np.abs(np.log(line.all_reduce_s(x) / y)).sum())
+
+    near = _relative_errors(min(lines, key=off), x, y) <= GOOD_FIT
     return _least_squares(x[near], y[near])
 
 
@@ -137,8 +142,6 @@ def _medians(profile: NetworkProfile) -> tuple[list[float], list[float]]:
 
 def _least_squares(x: Any, y: Any) -> AlphaBeta:
     """Relative least squares with neither coefficient below zero."""
-    if len(x) == 1:
-        return AlphaBeta(0.0, float(y[0] / x[0]))
     columns = np.stack([1 / y, x / y], axis=1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)
     if alpha < 0:

@@ -99,8 +99,8 @@ class NetworkProfile:
             raise ProfileError("expected timed collectives, got an empty ladder of sizes")
         for sample in self.samples:
             _check_times(f"{sample.collective}: nbytes", "seconds", sample.nbytes, sample.seconds)
-            if sample.seconds == 0:
-                raise ProfileError(f"expected collectives that took time, got 0 s in {sample}")
+            if sample.seconds == 0 or sample.nbytes == 0:
+                raise ProfileError(f"expected bytes that took time, got 0 in {sample}")
 
     def to_json(self) -> str:
         return json.dumps({"kind": "network", **_plain(self)})
