@@ -131,7 +131,7 @@ def torchrun(n_ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
         [GRADSCHED.with_name("torchrun"), *ranks, str(GRADSCHED), "doctor", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 

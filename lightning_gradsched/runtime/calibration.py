@@ -25,7 +25,8 @@ REPEATS = 5
 # Small sizes are cheap, and on busy hosts the most uneven: more of them, for so long at most.
 CHEAP_REPEATS = 25
 CHEAP_S = 0.05
-MIN_REPEATS = 3  # of the sizes above: the fewest whose median a single outlier does not move
+# Of sizes that need not be measured: the fewest whose median a single outlier does not move.
+MIN_REPEATS = 3
 # A size whose all-reduce takes so many times as long as the smallest measures bandwidth ...
 BANDWIDTH_RATIO = 8
 # ... that of groups, if it is near theirs: below, TCP's start and what a link lets through after
@@ -73,8 +74,8 @@ def calibrate(
     """Time all-reduces of growing sizes, each sample the median over ranks. Collective.
 
     Stops after a second, or after five where a second reaches no size that measures the bandwidth
-    of groups: a slow link. Each size takes at most ``GROWTH`` times as long as the one
-    before, if latency and bandwidth are all there is; no size is begun that might not end in time.
+    of groups: a slow link. Each size takes at most ``GROWTH`` times as long as the one before, if
+    latency and bandwidth are all there is; no size is begun that might not end in time.
     The smallest three are always measured, and take longer where one all-reduce takes 0.4 s.
     """
     start_s = now()
