@@ -12,7 +12,7 @@ from lightning_gradsched.errors import GradSchedError
 
 # command -> what it does; the module of the same name in commands/ has add_arguments and run.
 COMMANDS = {
-    "doctor": "versions, ranks and network, before a long job",
+    "doctor": "versions, ranks, network and plans, before a long job",
     "report": "table, picture and page of a trace that a training run has written",
     "scale": "step time and efficiency predicted for many ranks",
 }

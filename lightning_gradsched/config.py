@@ -28,6 +28,9 @@ class GradSchedConfig:
             prints nothing.
         stall_timeout_s: the longest wait for another rank, in forming the process group (where
             Lightning does it) and in any collective of the engine's own group.
+        calibration_dir: the folder where rank 0 keeps the measured network for the next run on the
+            same hosts, at most a week; None measures anew each time, but under Lightning keeps it
+            in ``gradsched`` below the Trainer's ``default_root_dir``.
 
     Raises:
         ValueError: a field outside its range; the message names the field and the valid values.
@@ -38,6 +41,7 @@ class GradSchedConfig:
     record_every_n_steps: int = 20
     trace_path: str | None = None
     stall_timeout_s: float = 1800.0
+    calibration_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNER_CHOICES and not callable(self.planner):

@@ -11,6 +11,10 @@ class ProfileError(GradSchedError):
     """A profile with impossible numbers, of another kind, or of another model."""
 
 
+class ModelError(GradSchedError):
+    """A module or experiment that cannot be built, or whose training step does not work."""
+
+
 class PlanError(GradSchedError):
     """A group plan or schedule that does not carry every parameter exactly once."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +102,11 @@ class GradSchedMixin(_Base):
     @override
     def configure_ddp(self) -> None:
         assert self.lightning_module is not None
-        self._scheduler = GradientScheduler(self.lightning_module, self.config)
+        config = self.config
+        root = self.lightning_module.trainer.default_root_dir
+        if config.calibration_dir is None and "://" not in root:  # a bucket is no folder
+            config = replace(config, calibration_dir=str(Path(root) / "gradsched"))
+        self._scheduler = GradientScheduler(self.lightning_module, config)
 
     @override
     @contextmanager

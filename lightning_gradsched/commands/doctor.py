@@ -1,33 +1,46 @@
-"""Look at versions, ranks and the network before a long job.
+"""Look at versions, ranks and the network before a long job, and plan for its model.
 
-Alone it tells of this machine. Started as the job will be, on every rank, it measures the link too:
+Alone it tells of this machine. Started as the job will be, on every rank, it measures the link too,
+and predicts what plans leave exposed for a module, an experiment or a stored profile:
 
     torchrun --nproc-per-node 2 --no-python gradsched doctor
+    srun gradsched doctor --module package.module:factory --input 8,3,224,224
+    torchrun --nproc-per-node 2 --no-python gradsched doctor --experiment super_resolution
 """
 
 from __future__ import annotations
 
 import os
-import platform
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning_gradsched.core.candidates import candidates
-from lightning_gradsched.core.cost import AlphaBeta, Fit, fit_all_reduce
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
-from lightning_gradsched.errors import ProcessGroupError, ProfileError
+from lightning_gradsched.errors import ModelError, ProcessGroupError, ProfileError
 
-LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-PACKAGES = ("lightning-gradsched", "torch", "lightning", "pytorch-lightning", "numpy")
-SIZES_NBYTES = (1 << 10, 1 << 20, 25 << 20)
+if TYPE_CHECKING:
+    import torch
+
+    from lightning_gradsched.commands.doctor_model import Model
+    from lightning_gradsched.runtime.topology import Launch
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--profile", type=Path, help="a backward profile (JSON): predict plans for that model")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--profile", type=Path, help="plan for a backward profile (JSON)")
+    model.add_argument(
+        "--module",
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="plan for the nn.Module, or (nn.Module, example input), that this function returns",
+    )
+    model.add_argument(
+        "--experiment", help="plan for conf/experiment/EXPERIMENT.yaml; run from the checkout"
+    )
+    add("--input", type=_shape, help="shape of --module's example input, as 8,3,24,24")
     add("--backend", choices=("gloo", "nccl"), help="default: nccl where there is a GPU")
     add("--timeout-s", type=float, default=60.0, help="the longest wait for another rank")
 
@@ -36,24 +49,43 @@ def run(args: Namespace) -> int:
     """Print what is found, on rank 0.
 
     Raises:
-        ProfileError: the profile cannot be read, or is given where no network can be measured.
+        ModelError: the module or experiment cannot be built, or its step does not work.
+        ProfileError: the profile cannot be read, or there is something to plan for and no network.
         ProcessGroupError: the ranks do not come together within the time.
     """
+    from lightning_gradsched.commands.doctor_lines import machine_lines, network_lines, plan_lines
+    from lightning_gradsched.runtime.topology import launch_of
+
+    launch = launch_of(os.environ)
+    # Before the ranks join: they would wait for one that a bad path has stopped.
     profile = None if args.profile is None else _read(args.profile)
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(_machine()))
-    missing = [name for name in LAUNCH_VARIABLES if name not in os.environ]
-    if missing:
-        if profile is not None:
-            raise ProfileError(f"--profile needs a network to plan for: {_how_to_launch(missing)}")
-        print(f"network    not measured: {_how_to_launch(missing)}")
+    wanted = args.profile or args.module or args.experiment
+    if wanted and launch is None:
+        raise ProfileError(f"planning for {wanted} needs a network: {_how_to_launch()}")
+    model = _load(args)
+    speaks = launch is None or launch.rank == 0
+    if speaks:
+        print("\n".join(machine_lines()), flush=True)
+    if launch is None:
+        print(f"network    not measured: {_how_to_launch()}")
         return 0
-    network = _measure(args.backend, args.timeout_s)
-    if os.environ["RANK"] == "0":
-        print("\n".join(_network(network)))
-        if profile is not None:
-            print("\n".join(_plans(profile, network)))
+    with _joined(launch, args.backend, args.timeout_s) as device:
+        network, measured = _measure(model, device, args.timeout_s)
+    if speaks:
+        print("\n".join(network_lines(network)))
+        if profile := profile or measured:
+            print("\n".join(plan_lines(profile, network)))
     return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ArgumentTypeError(f"expected a shape like 8,3,24,24, got {text!r}")
+    return shape
 
 
 def _read(path: Path) -> BackwardProfile:
@@ -63,110 +95,72 @@ def _read(path: Path) -> BackwardProfile:
         raise ProfileError(f"{path}: expected a backward profile, got {error}") from error
 
 
-def _how_to_launch(missing: list[str]) -> str:
+def _load(args: Namespace) -> Model | None:
+    if args.input is not None and args.module is None:
+        raise ModelError("--input: expected --module beside it, which it is the input of")
+    if args.module is None and args.experiment is None:
+        return None
+    from lightning_gradsched.commands import doctor_model
+
+    if args.module is not None:
+        return doctor_model.from_factory(args.module, args.input)
+    return doctor_model.from_experiment(args.experiment)
+
+
+def _how_to_launch() -> str:
+    from lightning_gradsched.runtime.topology import TORCHRUN_VARIABLES
+
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
     return (
-        f"{', '.join(missing)} not set; start it as the job will be, for example"
-        " torchrun --nproc-per-node 2 --no-python gradsched doctor"
+        f"{', '.join(missing)} not set, and no step of SLURM's; start it as the job will be, for"
+        " example torchrun --nproc-per-node 2 --no-python gradsched doctor, or srun gradsched"
+        " doctor"
     )
 
 
-def _machine() -> Iterator[str]:
+@contextmanager
+def _joined(launch: Launch, backend: str | None, timeout_s: float) -> Iterator[torch.device]:
+    """In the process group of all ranks, on the device that this one works on."""
     import torch
     import torch.distributed as dist
-
-    found = [f"{name} {_version(name)}" for name in PACKAGES]
-    yield f"versions   python {platform.python_version()}, {', '.join(found)}"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield f"devices    {', '.join(devices) or 'no GPU'}; {os.cpu_count()} CPUs"
-    backends = [name for name in ("nccl", "gloo", "mpi") if dist.is_backend_available(name)]
-    yield f"backends   {', '.join(backends)}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _measure(backend: str | None, timeout_s: float) -> NetworkProfile:
-    import torch
-    import torch.distributed as dist
-
-    from lightning_gradsched.runtime.collectives import Collectives
-    from lightning_gradsched.runtime.profiler import calibrate
 
     on_gpu = torch.cuda.is_available() and backend != "gloo"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
     try:
         dist.init_process_group(
-            backend or ("nccl" if on_gpu else "gloo"), timeout=timedelta(seconds=timeout_s)
+            backend or ("nccl" if on_gpu else "gloo"),
+            init_method=f"tcp://{launch.address}:{launch.port}",
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout_s),
         )
     except (RuntimeError, ValueError, OSError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ProcessGroupError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join at {address}"
-            f" within {timeout_s:g} s: {error}. See that all ranks were started and reach it."
+            f"rank {launch.rank} of {launch.world_size} could not join at"
+            f" {launch.address}:{launch.port} within {timeout_s:g} s: {error}."
+            " See that all ranks were started and reach it; MASTER_ADDR and MASTER_PORT choose"
+            " another."
         ) from error
-    device = torch.device("cuda" if on_gpu else "cpu")
-    collectives = Collectives(None, device, timeout_s)
     try:
-        return calibrate(collectives, budget_s=2.0)
+        yield torch.device("cuda" if on_gpu else "cpu")
     finally:
-        collectives.close()
         dist.destroy_process_group()
 
 
-def _network(network: NetworkProfile) -> Iterator[str]:
-    fit = fit_all_reduce(network)
-    yield (
-        f"ranks      {network.world_size}, nodes {network.n_nodes},"
-        f" at most {network.ranks_per_node} ranks a node,"
-        f" backend {network.backend}"
-    )
-    for nbytes in SIZES_NBYTES:
-        seconds = fit.model.all_reduce_s(float(nbytes))
-        algbw = nbytes / seconds / 1e9
-        yield (
-            f"all-reduce {nbytes / 2**20:8.3f} MiB  {seconds * 1e3:9.3f} ms"
-            f"   algbw {algbw:.3f} GB/s"
-        )
-    yield f"fit        {_describe(fit)}"
+def _measure(
+    model: Model | None, device: torch.device, timeout_s: float
+) -> tuple[NetworkProfile, BackwardProfile | None]:
+    """The network, and the profile of the model's steps if there is a model. Collective."""
+    from lightning_gradsched.runtime.calibration import network_profile
+    from lightning_gradsched.runtime.collectives import Collectives
 
+    if model is not None:
+        from lightning_gradsched.commands import doctor_model
 
-def _describe(fit: Fit) -> str:
-    if isinstance(fit.model, AlphaBeta):
-        return (
-            f"latency {fit.model.alpha_s * 1e6:.0f} us, {_rate(fit.model.beta_s_per_byte)},"
-            f" within {fit.worst_error:.0%} of the measured medians"
-        )
-    return (
-        f"no straight line (off by {fit.worst_error:.0%}); plans use the measured medians."
-        " Is there other load on the machine or the network?"
-    )
-
-
-def _rate(beta_s_per_byte: float) -> str:
-    return f"{1e-9 / beta_s_per_byte:.3f} GB/s" if beta_s_per_byte else "no cost per byte seen"
-
-
-def _plans(profile: BackwardProfile, network: NetworkProfile) -> Iterator[str]:
-    ranked = candidates(profile, fit_all_reduce(network).model, most=5)
-    yield (
-        f"plans for {len(profile.params)} parameters,"
-        f" {sum(p.nbytes for p in profile.params) / 2**20:.1f} MiB,"
-        f" backward {profile.backward_s * 1e3:.1f} ms: exposed time as predicted"
-    )
-    for candidate in ranked:
-        plan = candidate.plan
-        exposed_ms = candidate.exposed_s * 1e3
-        yield f"  {plan.planner:<11} {len(plan.groups):>4} groups  {exposed_ms:9.3f} ms"
-    best, own = ranked[0], next(c for c in ranked if c.plan.planner == "ddp")
-    gain_s = own.exposed_s - best.exposed_s
-    step_s = profile.forward_s + profile.backward_s + own.exposed_s
-    yield (
-        f"advice     planner='auto' may save up to {gain_s / step_s:.1%} of a step over DDP's caps"
-        if gain_s > 0.01 * step_s
-        else "advice     planner='ddp': no other plan is predicted to save 1% of a step"
-    )
+        return doctor_model.measure(model, device, timeout_s)
+    collectives = Collectives(None, device, timeout_s)
+    try:
+        return network_profile(collectives, None), None
+    finally:
+        collectives.close()

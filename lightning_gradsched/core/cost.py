@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
@@ -59,18 +60,26 @@ class Interpolated:
 
 
 class Fit(NamedTuple):
-    """``model`` and how far it is from the median at its worst size, as a share of that."""
+    """``model``, and how far the best line is from the median at its worst size, as a share of it.
+
+    ``odd_nbytes``: the sizes at which it is off by more than ``GOOD_FIT``. A good fit may have one.
+    """
 
     model: CostModel
     worst_error: float
+    worst_nbytes: int
+    odd_nbytes: tuple[int, ...]
     is_good: bool
 
 
 def fit_all_reduce(profile: NetworkProfile) -> Fit:
     """Alpha and beta of the all-reduce, or where they fit badly, the measured medians joined up.
 
-    Fitted to the median at each size by least squares of relative errors, so that microseconds at
-    small sizes count as much as milliseconds at large ones; outliers are gone with the medians.
+    Fitted to the median at each size by relative errors, so that microseconds at small sizes count
+    as much as milliseconds at large ones. Outliers at a size go with the medians; a whole size that
+    is odd (a burst that a shaped link lets through free, a step of an algorithm's) bends the line
+    little, and is passed over if there are five sizes or more. Not so the largest: what comes after
+    it is not known, and most groups are as large.
 
     Raises:
         ProfileError: fewer than two sizes of all-reduce.
@@ -79,13 +88,47 @@ def fit_all_reduce(profile: NetworkProfile) -> Fit:
     if len(nbytes) < 2:
         raise ProfileError(f"expected all-reduces of two sizes or more, got sizes {nbytes}")
     x, y = np.array(nbytes), np.array(seconds)
-    model = _least_squares(x, y)
-    worst = float(np.max(np.abs(model.all_reduce_s(x) - y) / y))
-    if worst <= GOOD_FIT:
-        return Fit(model, worst, is_good=True)
-    # Times that fall with size are noise: more bytes never take less.
-    rising = np.maximum.accumulate(y)
-    return Fit(Interpolated(tuple(nbytes), tuple(map(float, rising))), worst, is_good=False)
+    line = _robust_line(x, y)
+    errors = _relative_errors(line, x, y)
+    odd = [int(size) for size in x[errors > GOOD_FIT]]
+    passed_over = len(x) >= 5 and len(odd) == 1 and odd[0] != x[-1]
+    is_good = not odd or passed_over
+    model = line if is_good else Interpolated(tuple(nbytes), _rising(y))
+    worst = int(np.argmax(errors))
+    return Fit(model, float(errors[worst]), int(x[worst]), tuple(odd), is_good)
+
+
+def _robust_line(x: Any, y: Any) -> AlphaBeta:
+    """Least squares over the sizes near the line that is off by the least, added up over sizes.
+
+    Tried are the lines through two of the points, and through one with a coefficient of 0, as in
+    fits of least absolute errors (Boscovich 1757). Errors count as ratios, so that half the time is
+    as odd as twice.
+    """
+    lines = [AlphaBeta(0.0, float(b / a)) for a, b in zip(x, y, strict=True)]
+    lines += [AlphaBeta(float(alpha), 0.0) for alpha in y]
+    lines += [
+        _least_squares(x[list(pair)], y[list(pair)]) for pair in combinations(range(len(x)), 2)
+    ]
+
+    def off(line: AlphaBeta) -> float:
+        return float(np.abs(np.log(line.all_reduce_s(x) / y)).sum())
+
+    near = _relative_errors(min(lines, key=off), x, y) <= GOOD_FIT
+    return _least_squares(x[near], y[near])
+
+
+def _rising(y: Any) -> tuple[float, ...]:
+    """``y`` without its falls, which are noise: more bytes never take less.
+
+    Midway between the most so far and the least to come, so that one odd size lifts none for long.
+    """
+    most, least = np.maximum.accumulate(y), np.minimum.accumulate(y[::-1])[::-1]
+    return tuple(map(float, np.sqrt(most * least)))
+
+
+def _relative_errors(line: AlphaBeta, x: Any, y: Any) -> Any:
+    return np.abs(line.all_reduce_s(x) - y) / y
 
 
 def _medians(profile: NetworkProfile) -> tuple[list[float], list[float]]:

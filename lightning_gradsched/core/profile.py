@@ -89,12 +89,18 @@ class NetworkProfile:
     samples: tuple[Sample, ...]
 
     def __post_init__(self) -> None:
+        for count in (self.world_size, self.n_nodes, self.ranks_per_node):
+            if not (isinstance(count, int) and count >= 1):
+                raise ProfileError(
+                    "world_size, n_nodes, ranks_per_node: expected whole numbers from 1 up, got"
+                    f" {count!r}"
+                )
         if not self.samples:
             raise ProfileError("expected timed collectives, got an empty ladder of sizes")
         for sample in self.samples:
             _check_times(f"{sample.collective}: nbytes", "seconds", sample.nbytes, sample.seconds)
-            if sample.seconds == 0:
-                raise ProfileError(f"expected collectives that took time, got 0 s in {sample}")
+            if sample.seconds == 0 or sample.nbytes == 0:
+                raise ProfileError(f"expected bytes that took time, got 0 in {sample}")
 
     def to_json(self) -> str:
         return json.dumps({"kind": "network", **_plain(self)})
@@ -109,8 +115,8 @@ class NetworkProfile:
 
 def _check_times(first: str, rest: str, *values: float) -> None:
     for value in values:
-        if not (isfinite(value) and value >= 0):
-            raise ProfileError(f"{first}, {rest}: expected finite numbers from 0 up, got {value}")
+        if not (isinstance(value, (int, float)) and isfinite(value) and value >= 0):
+            raise ProfileError(f"{first}, {rest}: expected finite numbers from 0 up, got {value!r}")
 
 
 def _plain(profile: Any) -> dict[str, Any]:

@@ -94,6 +94,12 @@ class Collectives:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def from_rank_0(self, value: Any) -> Any:
+        """Rank 0's ``value`` (anything that pickles) on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, group=self._group, group_src=0)
+        return values[0]
+
     def time_all_reduce(self, nbytes: int, repeats: int) -> list[float]:
         """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come."""
         flat = torch.zeros(max(1, nbytes // 4), device=self._device)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.candidates import Candidate, candidates
-from lightning_gradsched.core.cost import AlphaBeta, CostModel, fit_all_reduce
+from lightning_gradsched.core.cost import AlphaBeta, CostModel
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -29,14 +30,14 @@ from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
 from lightning_gradsched.runtime import consensus
+from lightning_gradsched.runtime.calibration import cost_of, network_profile
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile, calibrate
+from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
 from lightning_gradsched.runtime.trial import PlanTrial
 
 # Given to planners that look at no cost.
 UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)
-CALIBRATION_BUDGET_S = 1.0
 TRIED_PLANS = 4
 
 
@@ -61,8 +62,9 @@ class Planning:
         self.network: NetworkProfile | None = None
         self._cost: CostModel = UNKNOWN_NETWORK
         if config.measures:
-            self.network = calibrate(collectives, budget_s=CALIBRATION_BUDGET_S)
-            self._cost = fit_all_reduce(self.network).model
+            folder = None if config.calibration_dir is None else Path(config.calibration_dir)
+            self.network = network_profile(collectives, folder)
+            self._cost = cost_of(self.network, is_rank_0=collectives.rank == 0)
 
     def start(self, params: Mapping[str, Tensor]) -> None:
         """Plan for these parameters; what was measured of fewer is forgotten."""

@@ -1,29 +1,23 @@
-"""Measures what planners plan from: the times of a step, and the network."""
+"""Measures what planners plan from: the times of a step."""
 
 from __future__ import annotations
 
-import socket
 import weakref
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
+from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.recorder import Clock
 
 # The first steps allocate and warm up; then so many are measured.
 WARM_UP_STEPS = 2
 MEASURED_STEPS = 5
-
-LADDER_NBYTES = tuple(2**k for k in range(10, 27, 2))
-REPEATS = 5
 
 
 @dataclass(slots=True)
@@ -140,29 +134,4 @@ def agree_on_profile(
     # Stable: what is ready at the same moment keeps the given order.
     return BackwardProfile(
         tuple(sorted(timed, key=lambda param: param.ready_s)), forward_s, backward_s
-    )
-
-
-def calibrate(collectives: Collectives, *, budget_s: float) -> NetworkProfile:
-    """Time all-reduces over a ladder of sizes until ``budget_s`` is spent. Collective.
-
-    The smallest three sizes are always measured. Each sample is the median over ranks, from the
-    moment when all of them had come.
-    """
-    hosts = Counter(collectives.gather(socket.gethostname()))
-    samples: list[Sample] = []
-    start_s = perf_counter()
-    for step, nbytes in enumerate(LADDER_NBYTES):
-        local = collectives.time_all_reduce(nbytes, REPEATS + 1)[1:]  # the first one warms up
-        samples += [Sample("all_reduce", nbytes, s) for s in collectives.median(local)]
-        # The next size takes up to four times as long; all ranks must stop alike.
-        _, elapsed_us = collectives.min_and_max(int(1e6 * (perf_counter() - start_s)))
-        if step >= 2 and elapsed_us * 1e-6 > budget_s / 4:
-            break
-    return NetworkProfile(
-        collectives.backend,
-        collectives.world_size,
-        n_nodes=len(hosts),
-        ranks_per_node=max(hosts.values()),
-        samples=tuple(samples),
     )

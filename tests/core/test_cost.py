@@ -56,6 +56,47 @@ def test_a_network_that_is_no_straight_line_is_interpolated_and_never_falls() ->
     assert fit.model.all_reduce_s(2_000_000.0) > 6e-2
 
 
+def line_with(odd: dict[int, float]) -> NetworkProfile:
+    true = AlphaBeta(alpha_s=3e-4, beta_s_per_byte=1e-8)
+    return measured(*[(n, odd.get(n, 1.0) * true.all_reduce_s(n)) for n in SIZES])
+
+
+@pytest.mark.parametrize("odd", SIZES[:-1])
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+def test_one_odd_size_is_passed_over_and_named(odd: int, factor: float) -> None:
+    fit = fit_all_reduce(line_with({odd: factor}))
+    assert fit.is_good
+    assert fit.odd_nbytes == (odd,)
+    assert fit.worst_nbytes == odd
+    assert fit.worst_error == pytest.approx(abs(1 / factor - 1), rel=1e-6)
+    assert isinstance(fit.model, AlphaBeta)
+    assert fit.model.alpha_s == pytest.approx(3e-4)
+    assert fit.model.beta_s_per_byte == pytest.approx(1e-8)
+
+
+@pytest.mark.parametrize("odd", [SIZES[-1:], SIZES[2:4]])
+def test_an_odd_largest_size_or_two_odd_ones_make_no_good_fit(odd: list[int]) -> None:
+    fit = fit_all_reduce(line_with(dict.fromkeys(odd, 2.0)))
+    assert not fit.is_good
+    assert isinstance(fit.model, Interpolated)
+    assert set(fit.odd_nbytes) == set(odd)
+
+
+def test_what_a_shaped_link_lets_through_free_does_not_bend_the_line() -> None:
+    """Messages up to 30 KB see no serialisation: latency alone."""
+    free_nbytes = 30_000
+    points = [(n, 2e-3 + 9e-9 * max(0, n - free_nbytes)) for n in SIZES]
+    fit = fit_all_reduce(measured(*points))
+    assert fit.is_good
+    assert fit.model.all_reduce_s(25e6) == pytest.approx(2e-3 + 9e-9 * 25e6, rel=0.02)
+
+
+def test_one_odd_size_does_not_lift_the_interpolation_for_long() -> None:
+    points = [(10, 1.0), (100, 8.0), (1000, 2.0), (10_000, 32.0), (100_000, 33.0)]
+    model = fit_all_reduce(measured(*points)).model
+    assert model == Interpolated((10.0, 100.0, 1000.0, 10_000.0, 100_000.0), (1, 4, 4, 32, 33))
+
+
 def test_one_size_is_too_few() -> None:
     with pytest.raises(ProfileError, match="two sizes or more"):
         fit_all_reduce(measured((1024, 1e-3), (1024, 2e-3)))

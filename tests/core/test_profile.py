@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,19 @@ def test_an_empty_ladder_is_refused() -> None:
         NetworkProfile("gloo", 2, 1, 2, ())
 
 
-def test_a_collective_that_took_no_time_is_refused() -> None:
-    with pytest.raises(ProfileError, match="got 0 s in"):
-        NetworkProfile("gloo", 2, 1, 2, (Sample("all_reduce", 8, 0.0),))
+@pytest.mark.parametrize("sample", [Sample("all_reduce", 8, 0.0), Sample("all_reduce", 0, 1.0)])
+def test_a_collective_of_no_time_or_no_bytes_is_refused(sample: Sample) -> None:
+    with pytest.raises(ProfileError, match="got 0 in"):
+        NetworkProfile("gloo", 2, 1, 2, (sample,))
+
+
+@pytest.mark.parametrize("counts", [(0, 1, 1), (2, 1.5, 2), (2, 1, "2")])
+def test_impossible_counts_of_ranks_and_nodes_are_refused(counts: tuple[Any, Any, Any]) -> None:
+    with pytest.raises(ProfileError, match="expected whole numbers from 1 up"):
+        NetworkProfile("gloo", *counts, NETWORK.samples)
+
+
+def test_a_time_that_is_no_number_is_refused() -> None:
+    text = NETWORK.to_json().replace("0.001", '"soon"')
+    with pytest.raises(ProfileError, match="got 'soon'"):
+        NetworkProfile.from_json(text)

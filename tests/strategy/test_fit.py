@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor
 
 import lightning_gradsched  # noqa: F401  registers the strategy
-from lightning_gradsched import GradSchedStrategy
+from lightning_gradsched import GradSchedConfig, GradSchedStrategy
 from tests.ranks import errors_of_ranks, run_ranks
 from tests.strategy import modules
 
@@ -80,12 +80,26 @@ def test_ends_with_the_weights_of_ddp(case: str) -> None:
         assert torch.equal(ours[1][name], value), name
 
 
-def test_planning_from_measurements_changes_no_weight() -> None:
+def test_planning_from_measurements_changes_no_weight(tmp_path: Path) -> None:
     for planner in ("optimal", "auto"):
-        ours = run_ranks(2, fit, "accumulation", GradSchedStrategy(planner=planner))
+        strategy = GradSchedStrategy(planner=planner, calibration_dir=str(tmp_path))
+        ours = run_ranks(2, fit, "accumulation", strategy)
         theirs = run_ranks(2, fit, "accumulation", "ddp")
         for name, value in theirs[0].items():
             assert torch.equal(ours[0][name], value), (planner, name)
+
+
+def fit_in_folder(rank: int, folder: str) -> GradSchedConfig:
+    strategy = GradSchedStrategy(planner="optimal")
+    trainer(strategy, folder, max_steps=1).fit(modules.Regression())
+    return strategy.config
+
+
+def test_the_measured_network_is_kept_below_the_trainers_folder(tmp_path: Path) -> None:
+    for config in run_ranks(2, fit_in_folder, str(tmp_path)):
+        assert config.calibration_dir is None, "a strategy used again goes by its next Trainer"
+    (path,) = (tmp_path / "gradsched").iterdir()
+    assert json.loads(path.read_text())["key"]["world_size"] == 2
 
 
 def test_a_parameter_that_no_rank_uses_does_not_decay() -> None:
