@@ -60,7 +60,7 @@ class GradSchedMixin(_Base):
         start_method: Any = "popen",
         **config_fields: Any,
     ) -> None:
-        self.config = _config(config, config_fields)
+        self.config = read_config(config, config_fields)
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -178,7 +178,8 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
     """
 
 
-def _config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
+def read_config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
+    """What a strategy was given, as ``config`` or as keywords; a ``TypeError`` for all else."""
     for name in given:
         if name in _REFUSED:
             raise TypeError(f"gradsched takes no {name!r}: {_REFUSED[name]}")
