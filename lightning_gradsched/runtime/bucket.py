@@ -171,6 +171,8 @@ class Bucket(Tally):
         ]
         if moves:
             self._copy(moves)
+            # Now, so that autograd's own gradients are freed as backward goes on.
+            self._point_to_views(self._absent)
 
     def _set_absent_aside(self) -> None:
         """An absent member adds zeros, or the ``.grad`` it has kept from before.
@@ -201,9 +203,11 @@ class Bucket(Tally):
         if self.result is not None:
             self._take(self.result)
             self.result = None
-        unused = self._unused_everywhere() if self._absent else ()
+        self._point_to_views(self._unused_everywhere() if self._absent else ())
+
+    def _point_to_views(self, but: Container[int]) -> None:
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
-            if i not in unused:
+            if i not in but:
                 slot.param.grad = view
 
     def _take(self, result: Tensor) -> None:
