@@ -108,7 +108,8 @@ class GradSchedMixin(_Base):
     @override
     def configure_ddp(self) -> None:
         assert self.lightning_module is not None
-        self._scheduler = GradientScheduler(self.lightning_module, self.config)
+        # Lightning's forward is the training_step: what else calls the module may be on one rank.
+        self._scheduler = GradientScheduler(self.lightning_module, self.config, marks_forward=True)
         self._register_ddp_hooks()
 
     @override

@@ -9,17 +9,18 @@ from weakref import WeakMethod
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.collectives import Collectives
 
 
 class BufferSync:
-    """Hangs on the module's forward; all ranks must run the same forwards in training mode.
+    """All ranks must run the same forwards in training mode.
 
     As DDP's ``forward_sync_buffers``: before a forward, unless the one before it left nothing to
     reduce (``no_sync``, ``no_grad``). A forward in eval mode sends nothing, where DDP's would: it
-    may run on some ranks alone. A module that has no buffers when this is made is left alone.
+    may run on some ranks alone.
 
     ``reduces``: whether a backward of what runs now will be reduced.
     """
@@ -32,9 +33,13 @@ class BufferSync:
         self._reduces = reduces
         self._is_due = True
         self._depth = 0  # of forwards within forwards: the outermost counts
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Take each call of the module for a forward."""
         self._handles = [
-            module.register_forward_pre_hook(WeakHook(self._enter)),
-            module.register_forward_hook(WeakHook(self._leave), always_call=True),
+            self._module.register_forward_pre_hook(WeakHook(self._enter)),
+            self._module.register_forward_hook(WeakHook(self._leave), always_call=True),
         ]
 
     def detach(self) -> None:

@@ -21,7 +21,7 @@ from torch.futures import Future
 
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.bucket import Bucket
-from lightning_gradsched.runtime.collectives import AllReduce
+from lightning_gradsched.runtime.collectives import AllReduce, Work
 
 CommHook = Callable[[Any, Any], Future[Tensor]]
 
@@ -92,40 +92,40 @@ class HookTransport:
         # An alias: a hook may resize it.
         buffer = bucket.flat if bucket.flat.is_sparse else bucket.flat.view(-1)
         seen = GradBucket(index, buffer, [s.param for s in bucket.slots], is_last=is_last)
-        work = HookWork(self, bucket, seen)
+        work = HookWork(self, bucket, partial(self._start, bucket, seen))
         self._waiting.append(work)
         self._advance()
         return work
 
-    def start(self, work: HookWork) -> Future[Any]:
+    def _start(self, bucket: Bucket, seen: GradBucket) -> tuple[Work, Future[Any]]:
         """Issue the counts, then whatever the hook does; the future holds the hook's result."""
-        work.counts = self._network.all_reduce(work.bucket.counts)
+        counts = self._network.all_reduce(bucket.counts)
         with torch.no_grad():
-            future = self._hook(work.seen)
+            future = self._hook(seen)
         if not isinstance(future, torch._C.Future):  # the base of Python's
             raise TypeError(f"expected a torch.futures.Future, got {future!r}")
-        return future
+        return counts, future
 
     def finish(self, work: HookWork) -> None:
         """Wait until ``work`` has ended, and before it all that were sent before it."""
-        while not work.is_done:
+        while not work.is_completed():
             self._advance()
             if self._running is None:
-                raise ReductionError(f"{work.bucket} was not sent: an earlier hook has failed")
+                raise ReductionError(f"{work.name} was not sent: an earlier hook has failed")
             try:
                 self._running.wait_for_result(self._timeout_s)
             except Exception as error:
-                bucket, self._running = self._running.bucket, None
+                name, self._running = self._running.name, None
                 # Their collectives could meet others of ranks where no hook has failed.
                 self._waiting.clear()
                 raise ReductionError(
-                    f"communication hook {self.name!r} failed on {bucket}:"
+                    f"communication hook {self.name!r} failed on {name}:"
                     f" {type(error).__name__}: {error}"
                 ) from error
 
     def _advance(self) -> None:
         """See [Note: one hook at a time]."""
-        while self._waiting and (self._running is None or self._running.is_done):
+        while self._waiting and (self._running is None or self._running.is_completed()):
             self._running = self._waiting.popleft()
             self._running.start()
 
@@ -133,36 +133,45 @@ class HookTransport:
 class HookWork:
     """The handle of one bucket in a hook's care."""
 
-    def __init__(self, transport: HookTransport, bucket: Bucket, seen: GradBucket) -> None:
-        self.bucket = bucket
-        self.seen = seen
-        self.counts: Any = None  # their all-reduce, once started
+    def __init__(
+        self,
+        transport: HookTransport,
+        bucket: Bucket,
+        start: Callable[[], tuple[Work, Future[Any]]],
+    ) -> None:
+        self.name = str(bucket)
         self._transport = transport
+        # Both let go of when they have served: the bucket holds on to its last work.
+        self._bucket: Bucket | None = bucket
+        self._start: Callable[[], tuple[Work, Future[Any]]] | None = start
+        self._counts: Work | None = None
         self._future: Future[Any] | None = None
         self._error: Exception | None = None
         self._ended = Event()
         self._done: Future[None] = torch.futures.Future()
 
-    @property
-    def is_done(self) -> bool:
+    def is_completed(self) -> bool:
         """Whether the result has come, and is one."""
         return self._ended.is_set() and self._error is None
 
     def start(self) -> None:
+        assert self._start is not None
         try:
-            self._future = self._transport.start(self)
+            self._counts, self._future = self._start()
         except Exception as error:  # the user's code; told where the bucket is waited for
             self._error = error
             self._ended.set()
         else:
             self._future.add_done_callback(self._on_end)
+        self._start = None
 
     def wait(self) -> None:
         """Raises ``ReductionError`` if this bucket's hook, or one before it, failed or is stuck."""
         self._transport.finish(self)
         assert self._future is not None
+        assert self._counts is not None
         self._future.wait()  # on a GPU: what follows on this stream comes after the result
-        self.counts.wait()
+        self._counts.wait()
 
     def get_future(self) -> Future[None]:
         return self._done
@@ -180,26 +189,30 @@ class HookWork:
     def _on_end(self, future: Future[Any]) -> None:
         """Runs on a thread of the backend's."""
         try:
-            self._take(future.value())
+            assert self._bucket is not None
+            _take(future.value(), self._bucket)
         except Exception as error:
             self._error = error
+        self._bucket = None
         self._ended.set()
         if self._error is None:
             self._done.set_result(None)
 
-    def _take(self, result: Any) -> None:
-        flat = self.bucket.flat
-        if not isinstance(result, Tensor):
-            raise TypeError(
-                f"expected its future to hold one tensor, got {type(result).__name__}. For the"
-                " future of an all_reduce, add .then(lambda future: future.value()[0])."
-            )
-        if result.numel() != flat.numel():
-            raise ValueError(
-                f"expected a result of the buffer's {flat.numel()} elements, got {result.numel()}"
-            )
-        if flat.is_sparse or result.data_ptr() != flat.data_ptr() or result.dtype != flat.dtype:
-            self.bucket.result = result
+
+def _take(result: Any, bucket: Bucket) -> None:
+    """Note a hook's result in its bucket, unless it is there already."""
+    flat = bucket.flat
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"expected its future to hold one tensor, got {type(result).__name__}. For the future"
+            " of an all_reduce, add .then(lambda future: future.value()[0])."
+        )
+    if result.numel() != flat.numel():
+        raise ValueError(
+            f"expected a result of the buffer's {flat.numel()} elements, got {result.numel()}"
+        )
+    if flat.is_sparse or result.data_ptr() != flat.data_ptr() or result.dtype != flat.dtype:
+        bucket.result = result
 
 
 def hook_name(hook: Callable[..., Any]) -> str:

@@ -45,6 +45,9 @@ class GradientScheduler:
         config: how to group and record; the defaults where None.
         process_group: the ranks to average over, and the group that carries the reductions: nothing
             else may use it while a backward runs. Where None: all ranks, by a group of its own.
+        marks_forward: whether the caller enters ``forward_pass()`` for each forward in training.
+            Else every call of ``module`` in training mode is taken for one, and all ranks must
+            make it.
 
     Raises:
         ConsensusError: on every rank, if the ranks hold different models.
@@ -57,6 +60,7 @@ class GradientScheduler:
         config: GradSchedConfig | None = None,
         *,
         process_group: dist.ProcessGroup | None = None,
+        marks_forward: bool = False,
     ) -> None:
         if not dist.is_initialized():
             raise GradSchedError(
@@ -92,6 +96,8 @@ class GradientScheduler:
         self._buffer_sync: BufferSync | None = None
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
             self._buffer_sync = BufferSync(module, self._collectives, self._reduces)
+            if not marks_forward:
+                self._buffer_sync.attach()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
 
     @property
@@ -175,8 +181,8 @@ class GradientScheduler:
     def forward_pass(self) -> Iterator[None]:
         """Take what runs within it for one forward of the module, whatever it calls of it.
 
-        For training steps that call the module's layers, or the module more than once; rank 0's
-        buffers are sent before it, where they are due, and not again within. Every rank must enter.
+        For training steps that call the module's layers, or the module more than once: rank 0's
+        buffers are sent before it, if they are due, and not again within. Every rank must enter.
         """
         with self._buffer_sync.forward() if self._buffer_sync is not None else nullcontext():
             yield
@@ -206,6 +212,7 @@ class GradientScheduler:
         self._forward_handle.remove()
         if self._buffer_sync is not None:
             self._buffer_sync.detach()
+            self._buffer_sync = None
         self._planning.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()

@@ -134,6 +134,15 @@ def test_lightnings_hook_keywords_work_on_cpu() -> None:
             assert torch.equal(ours[rank][name], value), (rank, name)
 
 
+def fit_synced_norm(rank: int) -> None:
+    trainer("gradsched", sync_batchnorm=True).fit(modules.Normalized())
+
+
+def test_synced_batch_norm_is_torchs_and_wants_a_gpu() -> None:
+    for message in errors_of_ranks(2, fit_synced_norm):
+        assert message.startswith("ValueError: SyncBatchNorm expected input tensor to be on GPU")
+
+
 def test_planning_from_measurements_changes_no_weight() -> None:
     for planner in ("optimal", "auto"):
         ours = run_ranks(2, fit, "accumulation", GradSchedStrategy(planner=planner))
