@@ -170,8 +170,7 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
         config: a ``GradSchedConfig``; or give its fields as keywords.
 
     ``accelerator`` to ``start_method`` are as in ``DDPStrategy``; a communication hook works on CPU
-    too. The LightningModule is not
-    wrapped: checkpoints and ``isinstance`` are as on one device.
+    too. The LightningModule is not wrapped: checkpoints and ``isinstance`` are as on one device.
 
     Raises:
         TypeError: an unknown keyword; the message lists the valid ones.

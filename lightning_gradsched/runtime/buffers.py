@@ -49,8 +49,8 @@ class BufferSync:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """What runs within it is one forward, whatever it calls of the module."""
-        self._enter()
         try:
+            self._enter()
             yield
         finally:
             self._leave()
@@ -74,13 +74,14 @@ class BufferSync:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter(self, *_: Any) -> None:
-        if self._depth == 0 and self._is_due and self._module.training:
-            self.sync()
         self._depth += 1
+        if self._depth == 1 and self._is_due and self._module.training:
+            self.sync()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave(self, *_: Any) -> None:
-        self._depth -= 1
+        # A forward that a hook of the user's has stopped was never entered.
+        self._depth = max(0, self._depth - 1)
         if self._depth == 0 and self._module.training:
             self._is_due = torch.is_grad_enabled() and self._reduces()
 

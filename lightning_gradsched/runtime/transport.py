@@ -55,8 +55,11 @@ class CastTransport:
     @torch.no_grad()
     def send(self, bucket: Bucket, *, is_last: bool) -> Work:
         pairs = torch.view_as_real(bucket.flat) if bucket.flat.is_complex() else bucket.flat
-        bucket.result = pairs.to(self._dtype, copy=True).div_(self._network.world_size)
-        return with_counts(bucket, self._network.all_reduce(bucket.result), self._network)
+        wire = pairs.to(self._dtype)
+        if wire is not pairs:
+            bucket.result = wire
+        work = self._network.all_reduce(wire.div_(self._network.world_size))
+        return with_counts(bucket, work, self._network)
 
 
 class Works:

@@ -111,7 +111,7 @@ def beside_ddp(
     torch.manual_seed(0)
     ours = make()
     theirs = deepcopy(ours)
-    scheduler = GradientScheduler(ours, GradSchedConfig(record_every_n_steps=1))
+    scheduler = GradientScheduler(ours, GradSchedConfig(planner="ddp", record_every_n_steps=1))
     scheduler.register_comm_hook(make_state(), hook)
     ddp = DistributedDataParallel(theirs)
     ddp.register_comm_hook(make_state(), hook)
@@ -330,7 +330,7 @@ def replanned(rank: int) -> tuple[list[int], bool]:
         seen.append(bucket.index())
         return powerSGD_hook.powerSGD_hook(state, bucket)
 
-    scheduler = GradientScheduler(net)
+    scheduler = GradientScheduler(net, GradSchedConfig(planner="ddp"))
     scheduler.register_comm_hook(power_sgd(), hook)
     for step in range(8):
         net.zero_grad()

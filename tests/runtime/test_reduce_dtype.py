@@ -124,7 +124,7 @@ def complex_net(rank: int, dtype: str | None) -> Tensor:
 
 
 def test_complex_gradients_travel_as_pairs() -> None:
-    for dtype in (None, "bf16"):
+    for dtype in (None, "bf16", "fp32"):
         for grad in run_ranks(2, complex_net, dtype):
             assert torch.equal(grad, torch.tensor([[1.5 - 3j, 4.5 + 1.5j]]))
 

@@ -68,7 +68,7 @@ def test_ends_with_the_weights_of_ddp(precision: str) -> None:
 
 
 def life(rank: int) -> dict[str, Any]:
-    strategy = GradSchedFabricStrategy(record_every_n_steps=1)
+    strategy = GradSchedFabricStrategy(planner="ddp", record_every_n_steps=1)
     fabric = make_fabric(strategy)
     torch.manual_seed(0)
     plain = nn.Linear(WIDTH, 1)

@@ -98,6 +98,7 @@ def fit_compressed(rank: int) -> Weights:
     pl.seed_everything(rank, verbose=False)
     module = Compressed()
     strategy = GradSchedStrategy(
+        planner="ddp",
         ddp_comm_state=powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2),
         ddp_comm_hook=powerSGD_hook.powerSGD_hook,
         ddp_comm_wrapper=default_hooks.fp16_compress_wrapper,
