@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_gradsched.core.report import OverlapReport
     from lightning_gradsched.core.timeline import Timeline
     from lightning_gradsched.errors import GradSchedError
+    from lightning_gradsched.fabric import GradSchedFabricStrategy
     from lightning_gradsched.monitor import GradSchedMonitor
     from lightning_gradsched.runtime.scheduler import GradientScheduler
     from lightning_gradsched.strategy import GradSchedStrategy
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GradSchedConfig",
     "GradSchedError",
+    "GradSchedFabricStrategy",
     "GradSchedMonitor",
     "GradSchedStrategy",
     "GradientScheduler",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "GradSchedConfig": "config",
     "GradSchedError": "errors",
+    "GradSchedFabricStrategy": "fabric",
     "GradSchedMonitor": "monitor",
     "GradSchedStrategy": "strategy",
     "GradientScheduler": "runtime.scheduler",

@@ -14,12 +14,28 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class _Home(NamedTuple):
+    """Where Lightning's registry is called ``registry``, and our class to put into it."""
+
+    registry: str
+    module: str
+    name: str
+
 
 # Two distributions ship the same code and keep two registries with unrelated base classes.
-_STRATEGY_HOME = {
-    "lightning.pytorch.strategies": "lightning_gradsched.strategy",
-    "pytorch_lightning.strategies": "lightning_gradsched._pytorch_lightning",
+_HOMES = {
+    "lightning.pytorch.strategies": _Home(
+        "StrategyRegistry", "lightning_gradsched.strategy", "GradSchedStrategy"
+    ),
+    "pytorch_lightning.strategies": _Home(
+        "StrategyRegistry", "lightning_gradsched._pytorch_lightning", "GradSchedStrategy"
+    ),
+    "lightning.fabric.strategies": _Home(
+        "STRATEGY_REGISTRY", "lightning_gradsched.fabric", "GradSchedFabricStrategy"
+    ),
 }
 
 # name -> how the ranks are started, as Lightning's own ddp, ddp_spawn, ddp_fork, ddp_notebook
@@ -33,9 +49,9 @@ START_METHODS = {
 
 def install() -> None:
     """Register now where Lightning's strategies are loaded, else when they will be. Idempotent."""
-    for module_name in _STRATEGY_HOME:
+    for module_name, home in _HOMES.items():
         module = sys.modules.get(module_name)
-        if module is not None and hasattr(module, "StrategyRegistry"):
+        if module is not None and hasattr(module, home.registry):
             _register(module)
         elif not any(isinstance(f, _Finder) and f.target == module_name for f in sys.meta_path):
             sys.meta_path.insert(0, _Finder(module_name))
@@ -54,13 +70,12 @@ def add_to(registry: Any, make: Callable[..., Any]) -> None:
 
 
 def _register(strategies: ModuleType) -> None:
-    add_to(
-        strategies.StrategyRegistry, partial(_make_strategy, _STRATEGY_HOME[strategies.__name__])
-    )
+    home = _HOMES[strategies.__name__]
+    add_to(getattr(strategies, home.registry), partial(_make_strategy, home))
 
 
-def _make_strategy(home: str, **init_params: Any) -> Any:
-    return import_module(home).GradSchedStrategy(**init_params)
+def _make_strategy(home: _Home, **init_params: Any) -> Any:
+    return getattr(import_module(home.module), home.name)(**init_params)
 
 
 class _Finder(MetaPathFinder):

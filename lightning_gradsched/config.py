@@ -8,6 +8,15 @@ from lightning_gradsched.core.plan import PLANNER_NAMES, UNMEASURED_PLANNERS, Pl
 
 MIB = 2**20
 PLANNER_CHOICES = (*PLANNER_NAMES, "auto")
+# What a user may write -> torch's name.
+REDUCE_DTYPES = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,10 @@ class GradSchedConfig:
         trace_path: where rank 0 writes the recorded steps when ``fit`` ends, the one of median
             exposed time as a Chrome trace; the overlap report is then printed too. None writes and
             prints nothing.
+        reduce_dtype: dtype in which gradients travel and are summed: ``"float32"``, ``"bfloat16"``,
+            ``"float16"`` (or ``"fp32"``, ``"bf16"``, ``"fp16"``); None: each in its own.
+        broadcast_buffers: copy rank 0's buffers (batch-norm statistics) to all ranks before a
+            forward in training, as DDP does; False leaves each rank's as they are after the start.
         stall_timeout_s: the longest wait for another rank, in forming the process group (where
             Lightning does it) and in any collective of the engine's own group.
         calibration_dir: the folder where rank 0 keeps the measured network for the next run on the
@@ -41,6 +54,8 @@ class GradSchedConfig:
     group_nbytes: int = 25 * MIB
     record_every_n_steps: int = 20
     trace_path: str | None = None
+    reduce_dtype: str | None = None
+    broadcast_buffers: bool = True
     stall_timeout_s: float = 1800.0
     calibration_dir: str | None = None
 
@@ -54,6 +69,11 @@ class GradSchedConfig:
         if self.record_every_n_steps < 0:
             raise ValueError(
                 f"record_every_n_steps: expected 0 (never) or more, got {self.record_every_n_steps}"
+            )
+        if self.reduce_dtype is not None and self.reduce_dtype not in REDUCE_DTYPES:
+            raise ValueError(
+                f"reduce_dtype: expected one of {tuple(REDUCE_DTYPES)} or None,"
+                f" got {self.reduce_dtype!r}"
             )
         if not self.stall_timeout_s > 0:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.distributed import DistError
 from typing_extensions import override
@@ -18,6 +20,7 @@ from lightning_gradsched import _registration
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import GradSchedError, ProcessGroupError
+from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.trace import write_trace
 
@@ -34,9 +37,6 @@ _REFUSED = {
     "gradient_as_bucket_view": "gradients are views of the buckets always",
     "bucket_cap_mb": "choose planner='fixed_size' and group_nbytes instead",
     "timeout": "choose stall_timeout_s",
-    "ddp_comm_hook": "communication hooks do not work yet",
-    "ddp_comm_state": "communication hooks do not work yet",
-    "ddp_comm_wrapper": "communication hooks do not work yet",
     "model_averaging_period": "model averaging does not work yet",
 }
 
@@ -53,17 +53,23 @@ class GradSchedMixin(_Base):
         cluster_environment: Any = None,
         checkpoint_io: Any = None,
         precision_plugin: Any = None,
+        ddp_comm_state: Any = None,
+        ddp_comm_hook: CommHook | None = None,
+        ddp_comm_wrapper: Callable[[CommHook], CommHook] | None = None,
         process_group_backend: str | None = None,
         start_method: Any = "popen",
         **config_fields: Any,
     ) -> None:
-        self.config = _config(config, config_fields)
+        self.config = read_config(config, config_fields)
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
             cluster_environment=cluster_environment,
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
+            ddp_comm_state=ddp_comm_state,
+            ddp_comm_hook=ddp_comm_hook,
+            ddp_comm_wrapper=ddp_comm_wrapper,
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=self.config.stall_timeout_s),
             start_method=start_method,
@@ -106,7 +112,31 @@ class GradSchedMixin(_Base):
         root = self.lightning_module.trainer.default_root_dir
         if config.calibration_dir is None and "://" not in root:  # a bucket is no folder
             config = replace(config, calibration_dir=str(Path(root) / "gradsched"))
-        self._scheduler = GradientScheduler(self.lightning_module, config)
+        # Lightning's forward is the training_step: what else calls the module may be on one rank.
+        self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
+        self._register_ddp_hooks()
+
+    @override
+    def _register_ddp_hooks(self) -> None:
+        """Lightning does so on CUDA alone."""
+        hook = self._ddp_comm_hook
+        if hook is not None:
+            wrap = self._ddp_comm_wrapper
+            hook = hook if wrap is None else wrap(hook)
+            self.scheduler.register_comm_hook(self._ddp_comm_state, hook)
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        with self.scheduler.forward_pass():
+            return super().training_step(*args, **kwargs)
+
+    @override
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        module = self.lightning_module
+        # DDP does so before the first batch of it.
+        if module is not None and module.trainer.state.fn == TrainerFn.FITTING:
+            self.scheduler.sync_buffers()
 
     @override
     @contextmanager
@@ -144,8 +174,8 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
     Args:
         config: a ``GradSchedConfig``; or give its fields as keywords.
 
-    ``accelerator`` to ``start_method`` are as in ``DDPStrategy``. The LightningModule is not
-    wrapped: checkpoints and ``isinstance`` are as on one device.
+    ``accelerator`` to ``start_method`` are as in ``DDPStrategy``; a communication hook works on CPU
+    too. The LightningModule is not wrapped: checkpoints and ``isinstance`` are as on one device.
 
     Raises:
         TypeError: an unknown keyword; the message lists the valid ones.
@@ -153,7 +183,8 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
     """
 
 
-def _config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
+def read_config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
+    """What a strategy was given, as ``config`` or as keywords; a ``TypeError`` for all else."""
     for name in given:
         if name in _REFUSED:
             raise TypeError(f"gradsched takes no {name!r}: {_REFUSED[name]}")

@@ -1,10 +1,11 @@
-"""The flat buffer that carries a group of gradients."""
+"""What carries a group of gradients: a flat buffer, or one sparse tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,6 +61,7 @@ class Slot:
     name: str
     param: Tensor
     tally: Tally
+    is_sparse: bool = False  # its gradients are: such a one travels alone
     origin: Origin = Origin.UNSEEN
     # Held, so that autograd keeps this very node and `will_run` can be asked about it.
     node: Node = field(init=False)
@@ -81,34 +83,48 @@ class Slot:
 class Bucket(Tally):
     """One group's flat buffer: its gradients in order, then one count a parameter.
 
-    The counts ride in the same all-reduce: a parameter whose reduced count is zero was used by no
-    rank, and its ``.grad`` stays what it was. ``flat`` lives as long as the plan, and ``.grad`` of
+    A parameter whose reduced count is zero was used by no rank, and its ``.grad`` stays what it
+    was. The counts ride at the end of ``flat``, in the same all-reduce, unless they are kept apart
+    from what others than the engine shall see. ``flat`` lives as long as the plan, and ``.grad`` of
     its parameters are views of it between a reduction and the next ``zero_grad``.
     """
 
     number: int
     slots: Sequence[Slot]
+    counts_apart: bool = False
     in_flight: bool = False
     # Kept until the next one, or the end of gloo's threads: they let go of a work after its waiter
     # has gone on, and the last to let go needs the interpreter. If that is ending, the process
     # aborts ("terminate called without an active exception").
     work: Work | None = None
+    # The mean, where the work leaves it in another tensor than ``flat``: of another dtype, or a
+    # hook's. From the work's end to ``publish``.
+    result: Tensor | None = None
     flat: Tensor = field(init=False)
+    counts: Tensor = field(init=False)
     views: list[Tensor] = field(init=False)
-    _counts: Tensor = field(init=False)
     _absent: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        first = self.slots[0].param
-        sizes = [slot.param.numel() for slot in self.slots]
-        self.flat = torch.zeros(sum(sizes) + len(sizes), dtype=first.dtype, device=first.device)
-        *pieces, self._counts = self.flat.split([*sizes, len(sizes)])
-        self.views = [
-            _shaped_like(slot.param, piece) for slot, piece in zip(self.slots, pieces, strict=True)
-        ]
+        self._lay_out()
         for slot in self.slots:
             slot.move_to(self)
         self._update_holds()
+
+    def _lay_out(self) -> None:
+        first = self.slots[0].param
+        sizes = [slot.param.numel() for slot in self.slots]
+        n_counts = len(sizes)
+        zeros = partial(torch.zeros, dtype=first.dtype, device=first.device)
+        if self.counts_apart:
+            self.flat, self.counts = zeros(sum(sizes)), zeros(n_counts)
+            pieces = self.flat.split(sizes)
+        else:
+            self.flat = zeros(sum(sizes) + n_counts)
+            *pieces, self.counts = self.flat.split([*sizes, n_counts])
+        self.views = [
+            _shaped_like(slot.param, piece) for slot, piece in zip(self.slots, pieces, strict=True)
+        ]
 
     def __str__(self) -> str:
         names = ", ".join(slot.name for slot in self.slots[:3])
@@ -129,21 +145,14 @@ class Bucket(Tally):
         self.holds = any(slot.origin in (Origin.UNSEEN, Origin.REPEATED) for slot in self.slots)
 
     @torch.no_grad()
-    def fill(self, scale: float) -> None:
-        """Lay the members' gradients out in ``flat``, times ``scale``; views are there already."""
+    def fill(self) -> None:
+        """Lay the members' gradients out in ``flat``, undivided; views are there already."""
+        self.result = None
         self._absent = self._find_absent()
-        self._set_absent_aside()
-        moves = [
-            (view, slot.param.grad)
-            for slot, view in zip(self.slots, self.views, strict=True)
-            if slot.param.grad is not None and slot.param.grad is not view
-        ]
-        if moves:
-            self._copy(moves)
-        self._counts.fill_(1)
+        self._gather()
+        self.counts.fill_(1)
         if self._absent:
-            self._counts[self._absent] = 0
-        self.flat.mul_(scale)
+            self.counts[self._absent] = 0
 
     def _find_absent(self) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
@@ -152,6 +161,18 @@ class Bucket(Tally):
         if len(used) == len(self.slots):
             return []
         return [i for i, slot in enumerate(self.slots) if slot not in used]
+
+    def _gather(self) -> None:
+        self._set_absent_aside()
+        moves = [
+            (view, slot.param.grad)
+            for slot, view in zip(self.slots, self.views, strict=True)
+            if slot.param.grad is not None and slot.param.grad is not view
+        ]
+        if moves:
+            self._copy(moves)
+            # Now, so that autograd's own gradients are freed as backward goes on.
+            self._point_to_views(self._absent)
 
     def _set_absent_aside(self) -> None:
         """An absent member adds zeros, or the ``.grad`` it has kept from before.
@@ -170,22 +191,72 @@ class Bucket(Tally):
         if any(grad.is_sparse for grad in grads):
             sparse = [s.name for s in self.slots if getattr(s.param.grad, "is_sparse", False)]
             raise ReductionError(
-                f"expected dense gradients, got sparse ones of {sparse}. Build the embedding with"
-                " sparse=False; sparse gradients are not reduced yet."
+                f"expected dense gradients, got sparse ones of {sparse}. Gradients are taken for"
+                " sparse where an nn.Embedding or nn.EmbeddingBag with sparse=True owns the"
+                " parameter; use one, or make the gradient dense."
             )
         torch._foreach_copy_(views, grads)
 
+    @torch.no_grad()
     def publish(self) -> None:
         """Make ``.grad`` of each member that any rank used the view of the reduced buffer."""
-        unused = self._unused_everywhere() if self._absent else ()
+        if self.result is not None:
+            self._take(self.result)
+            self.result = None
+        self._point_to_views(self._unused_everywhere() if self._absent else ())
+
+    def _point_to_views(self, but: Container[int]) -> None:
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
-            if i not in unused:
+            if i not in but:
                 slot.param.grad = view
+
+    def _take(self, result: Tensor) -> None:
+        flat = self.flat
+        # Complex gradients travel in a real dtype as pairs.
+        if flat.is_complex() and not result.is_complex():
+            flat = torch.view_as_real(flat)
+        flat.copy_(result.view_as(flat))
 
     def _unused_everywhere(self) -> set[int]:
         # Read only where this rank lacks a member: on a GPU it waits for the reduction.
-        counts = self._counts.abs().tolist()
+        counts = self.counts.abs().tolist()
         return {i for i in self._absent if counts[i] == 0}
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class SparseBucket(Bucket):
+    """A group of one parameter whose gradients are sparse: ``flat`` is that gradient itself.
+
+    No buffer is kept, the indices being others each time; ``.grad`` becomes the reduced tensor.
+    """
+
+    counts_apart: bool = True
+
+    def _lay_out(self) -> None:
+        (slot,) = self.slots
+        self.flat = _no_rows(slot.param)
+        self.counts = torch.zeros(1, device=slot.param.device)
+        self.views = [self.flat]
+
+    def _gather(self) -> None:
+        (slot,) = self.slots
+        grad = slot.param.grad
+        if grad is None:
+            self.flat = _no_rows(slot.param)
+        elif not grad.is_sparse:
+            raise ReductionError(
+                f"expected a sparse gradient of {slot.name!r}, as its module was built with"
+                " sparse=True, got a dense one: something else uses the parameter too. Build the"
+                " module with sparse=False."
+            )
+        else:
+            # What is kept from before must survive where no rank uses the parameter.
+            self.flat = grad.clone() if self._absent else grad
+        self.views = [self.flat]
+
+    def _take(self, result: Tensor) -> None:
+        self.flat = result.to(self.flat.dtype)
+        self.views = [self.flat]
 
 
 def _shaped_like(param: Tensor, piece: Tensor) -> Tensor:
@@ -195,3 +266,13 @@ def _shaped_like(param: Tensor, piece: Tensor) -> Tensor:
     """
     strides = torch.empty_like(param, device="meta").stride()
     return piece.as_strided(param.size(), strides)
+
+
+def _no_rows(param: Tensor) -> Tensor:
+    """The sparse gradient of an embedding that no index has met, as autograd would shape it."""
+    return torch.sparse_coo_tensor(
+        torch.empty(1, 0, dtype=torch.int64, device=param.device),
+        torch.empty(0, *param.shape[1:], dtype=param.dtype, device=param.device),
+        size=param.shape,
+        check_invariants=False,
+    )

@@ -11,6 +11,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _broadcast_coalesced
+
+# A longer message is cut; the figure is DDP's.
+COALESCED_NBYTES = 250 * 2**20
 
 
 class Work(Protocol):
@@ -121,6 +125,11 @@ class Collectives:
             dist.broadcast(dense, group=self._group, group_src=0)
             if dense is not tensor:
                 tensor.copy_(dense)
+
+    def broadcast_coalesced(self, tensors: Sequence[Tensor]) -> None:
+        """Copy rank 0's values into ``tensors`` on all ranks, in one message a dtype."""
+        assert self._group is not None
+        _broadcast_coalesced(self._group, list(tensors), COALESCED_NBYTES, 0)
 
     def _reduce(self, values: Iterable[int], op: Any) -> list[int]:
         tensor = torch.tensor(list(values), dtype=torch.int64, device=self._device)

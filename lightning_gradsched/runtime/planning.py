@@ -6,7 +6,7 @@ caps, measures some steps, and plans again; ``"auto"`` then tries its best candi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import nan
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from lightning_gradsched.runtime.calibration import cost_of, network_profile
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
+from lightning_gradsched.runtime.sparse import sparse_parameters
 from lightning_gradsched.runtime.trial import PlanTrial
 
 # Given to planners that look at no cost.
@@ -48,6 +49,7 @@ class Planning:
         self, module: nn.Module, config: GradSchedConfig, collectives: Collectives, clock: Clock
     ) -> None:
         self._module = module
+        self._sparse = sparse_parameters(module)
         self._config = config
         self._collectives = collectives
         self._clock = clock
@@ -90,7 +92,7 @@ class Planning:
             profile, plan = self.profile, self._decided
         else:
             order = consensus.agree_order(self._collectives, list(self._params), seen)
-            profiles = _param_profiles(self._params)
+            profiles = _param_profiles(self._params, self._sparse)
             profile = BackwardProfile(tuple(profiles[name] for name in order))
             planner = ddp if self._config.measures else self._planner()
             plan = planner(profile, self._cost)
@@ -118,7 +120,7 @@ class Planning:
         return False
 
     def _plan_from(self, profiler: StepProfiler) -> None:
-        params = list(_param_profiles(self._params).values())
+        params = list(_param_profiles(self._params, self._sparse).values())
         profile = agree_on_profile(self._collectives, profiler, params)
         self.close()
         decided = consensus.on_all_or_none(
@@ -166,12 +168,19 @@ def _measures(config: GradSchedConfig, world_size: int) -> bool:
     return world_size > 1 and not torch.are_deterministic_algorithms_enabled()
 
 
-def _param_profiles(params: Mapping[str, Tensor]) -> dict[str, ParamProfile]:
-    """By name. Devices are numbered as they are met, so that they are the same on every rank."""
+def _param_profiles(
+    params: Mapping[str, Tensor], sparse: Container[str]
+) -> dict[str, ParamProfile]:
+    """By name. Devices are numbered as they are met, so that they are the same on every rank.
+
+    What gets sparse gradients has a dtype of its own, so that no planner puts another with it.
+    """
     devices: dict[torch.device, str] = {}
     profiles = {}
     for name, param in params.items():
         device = devices.setdefault(param.device, f"{param.device.type}:{len(devices)}")
         dtype = str(param.dtype).removeprefix("torch.")
+        if name in sparse:
+            dtype = f"sparse {dtype} of {name}"
         profiles[name] = ParamProfile(name, param.nbytes, dtype, device)
     return profiles

@@ -19,7 +19,7 @@ that is open though its callback is gone is therefore one that an exception cut 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
 
@@ -31,11 +31,19 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ReductionError
-from lightning_gradsched.runtime.bucket import HOLD, Bucket, Origin, Slot, Tally
+from lightning_gradsched.runtime.bucket import (
+    HOLD,
+    Bucket,
+    Origin,
+    Slot,
+    SparseBucket,
+    Tally,
+)
 from lightning_gradsched.runtime.collectives import AllReduce
 from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.profiler import StepProfiler
 from lightning_gradsched.runtime.recorder import Recorder
+from lightning_gradsched.runtime.transport import AllReduceTransport, Transport
 
 # Names in local ready order -> the plan and schedule that all ranks agreed on. Collective.
 Plan = Callable[[Sequence[str]], tuple[GroupPlan, ReductionSchedule]]
@@ -60,7 +68,7 @@ class Reducer:
         plan: Plan,
         after_reduction: Callable[[], None] = lambda: None,
     ) -> None:
-        self._network = network
+        self.transport: Transport = AllReduceTransport(network)
         self._plan = plan
         self._after_reduction = after_reduction
         self._unplanned = Tally()
@@ -85,10 +93,13 @@ class Reducer:
         """In launch order; empty before the first backward."""
         return self._launch_order
 
-    def add(self, params: Mapping[str, Tensor]) -> None:
-        """Reduce these too, by a new plan, to be made at the next backward."""
+    def add(self, params: Mapping[str, Tensor], *, sparse: Container[str] = ()) -> None:
+        """Reduce these too, by a new plan, to be made at the next backward.
+
+        ``sparse``: names of those whose gradients are sparse.
+        """
         for name, param in params.items():
-            self._slots[name] = slot = Slot(name, param, self._unplanned)
+            self._slots[name] = slot = Slot(name, param, self._unplanned, name in sparse)
             self._handles.append(self._watch(slot))
         self.forget_plan()
 
@@ -113,6 +124,10 @@ class Reducer:
 
     def resume(self, before: State) -> None:
         self._state = before
+
+    @property
+    def is_muted(self) -> bool:
+        return self._state is State.MUTED
 
     def begin(self, roots: Iterable[Node], *, certain: bool) -> None:
         """Open a cycle, from a hook that autograd runs in the backward of ``roots``.
@@ -225,8 +240,9 @@ class Reducer:
     def _launch(self, bucket: Bucket) -> None:
         if self.recorder is not None:
             self.recorder.turn_came(bucket.number)
-        bucket.fill(1.0 / self._network.world_size)
-        bucket.work = self._network.all_reduce(bucket.flat)
+        bucket.fill()
+        is_last = self._launched + 1 == len(self._launch_order)
+        bucket.work = self.transport.send(bucket, is_last=is_last)
         bucket.in_flight = True
         self._launched += 1
         if self.recorder is not None:
@@ -263,6 +279,8 @@ class Reducer:
         assert bucket.work is not None
         try:
             bucket.work.wait()
+        except ReductionError:  # of a communication hook, which has named itself
+            raise
         except RuntimeError as error:
             raise ReductionError(
                 f"the reduction of {bucket} did not finish: {error}. Another rank has failed or is"
@@ -308,8 +326,13 @@ class Reducer:
         """Agree on a plan from the parameters ``met`` in ready order, and lay out its buckets."""
         plan, schedule = self._plan([slot.name for slot in met])
         buckets = [
-            Bucket(number=number, slots=[self._slots[name] for name in names])
+            self._lay_out(number, [self._slots[name] for name in names])
             for number, names in enumerate(plan.groups)
         ]
         self._launch_order = [buckets[group] for group in schedule.launches]
         self._wait_order = [buckets[group] for group in schedule.waits]
+
+    def _lay_out(self, number: int, slots: Sequence[Slot]) -> Bucket:
+        if slots[0].is_sparse:
+            return SparseBucket(number=number, slots=slots)
+        return Bucket(number=number, slots=slots, counts_apart=self.transport.counts_apart)

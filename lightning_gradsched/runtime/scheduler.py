@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 import lightning_gradsched
-from lightning_gradsched.config import GradSchedConfig
+from lightning_gradsched.config import REDUCE_DTYPES, GradSchedConfig
 from lightning_gradsched.core.cost import fit_all_reduce
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
@@ -23,10 +23,14 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
+from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
+from lightning_gradsched.runtime.sparse import sparse_parameters
+from lightning_gradsched.runtime.transport import CastTransport
 
 
 class GradientScheduler:
@@ -41,6 +45,9 @@ class GradientScheduler:
         config: how to group and record; the defaults where None.
         process_group: the ranks to average over, and the group that carries the reductions: nothing
             else may use it while a backward runs. Where None: all ranks, by a group of its own.
+        marks_forward: whether the caller enters ``forward_pass()`` for each forward in training.
+            Else every call of ``module`` in training mode is taken for one, and all ranks must
+            make it.
 
     Raises:
         ConsensusError: on every rank, if the ranks hold different models.
@@ -53,6 +60,7 @@ class GradientScheduler:
         config: GradSchedConfig | None = None,
         *,
         process_group: dist.ProcessGroup | None = None,
+        marks_forward: bool = False,
     ) -> None:
         if not dist.is_initialized():
             raise GradSchedError(
@@ -70,16 +78,27 @@ class GradientScheduler:
                 "planner": self._config.planner_name,
                 "group_nbytes": self._config.group_nbytes,
                 "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+                "reduce_dtype": self._config.reduce_dtype,
+                "broadcast_buffers": self._config.broadcast_buffers,
             },
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
         self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        if self._config.reduce_dtype is not None:
+            dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
+            self._reducer.transport = CastTransport(self._collectives, dtype)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
+        self._sparse = sparse_parameters(module)
         self._take_trainable()
         self._broadcast_state()
+        self._buffer_sync: BufferSync | None = None
+        if self._config.broadcast_buffers and any(True for _ in module.buffers()):
+            self._buffer_sync = BufferSync(module, self._collectives, self._reduces)
+            if not marks_forward:
+                self._buffer_sync.attach()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
 
     @property
@@ -129,6 +148,54 @@ class GradientScheduler:
         finally:
             self._reducer.resume(before)
 
+    def register_comm_hook(self, state: Any, hook: CommHook) -> None:
+        """Have ``hook(state, bucket)`` average the gradients, as in torch's DDP.
+
+        The gradients that ``bucket`` (a ``GradBucket``) holds are not divided by the number of
+        ranks. Every rank must register the same hook, once, before its first backward; the ranks
+        compare the hooks' names when they make the plan.
+
+        Raises:
+            GradSchedError: there is a hook, a plan or a ``reduce_dtype`` already.
+        """
+        if isinstance(self._reducer.transport, HookTransport):
+            raise GradSchedError(
+                f"expected one communication hook, got {hook_name(hook)!r} after"
+                f" {self._reducer.transport.name!r}: make one that calls both"
+            )
+        if self.plan is not None:
+            raise GradSchedError(
+                "expected register_comm_hook() before the first backward, got it after one: call it"
+                " right after GradientScheduler(...)"
+            )
+        if self._config.reduce_dtype is not None:
+            raise GradSchedError(
+                f"expected reduce_dtype or a communication hook, got {self._config.reduce_dtype!r}"
+                f" and {hook_name(hook)!r}; wrap the hook in torch's fp16_compress_wrapper or"
+                " bf16_compress_wrapper instead"
+            )
+        self._reducer.transport = HookTransport(
+            self._collectives, state, hook, self._config.stall_timeout_s
+        )
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Take what runs within it for one forward of the module, whatever it calls of it.
+
+        For training steps that call the module's layers, or the module more than once: rank 0's
+        buffers are sent before it, if they are due, and not again within. Every rank must enter.
+        """
+        with self._buffer_sync.forward() if self._buffer_sync is not None else nullcontext():
+            yield
+
+    def sync_buffers(self) -> None:
+        """Copy rank 0's buffers to all ranks now, as before an evaluation. Every rank must call it.
+
+        Does nothing with ``broadcast_buffers=False``.
+        """
+        if self._buffer_sync is not None:
+            self._buffer_sync.sync()
+
     def timelines(self) -> list[Timeline]:
         """The measured steps, oldest first; at most the last 16."""
         return self._records.timelines()
@@ -156,6 +223,9 @@ class GradientScheduler:
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
+        if self._buffer_sync is not None:
+            self._buffer_sync.detach()
+            self._buffer_sync = None
         self._planning.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
@@ -173,7 +243,7 @@ class GradientScheduler:
             raise GradSchedError(f"{type(self._module).__name__} has no parameters to train")
         self._params.update(found)
         self._frozen = [p for n, p in named.items() if n not in self._params]
-        self._reducer.add(found)
+        self._reducer.add(found, sparse=self._sparse)
         self._planning.start(self._params)
         self._reducer.profiler = self._planning.profiler
 
@@ -182,9 +252,15 @@ class GradientScheduler:
         self._collectives.broadcast([tensor.detach() for tensor in state])
 
     def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
+        transport = self._reducer.transport
+        hook = transport.name if isinstance(transport, HookTransport) else None
+        consensus.check_settings(self._collectives, {"communication hook": hook})
         plan, schedule = self._planning.make(seen)
         self._records.start(_group_infos(plan, schedule, self._params))
         return plan, schedule
+
+    def _reduces(self) -> bool:
+        return not self._reducer.is_muted
 
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
         """Have the backward of ``outputs`` open a cycle as its first act."""

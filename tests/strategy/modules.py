@@ -39,6 +39,35 @@ class Regression(pl.LightningModule):
         return DataLoader(TensorDataset(x, x.sum(1, keepdim=True).sin()), batch_size=4)
 
 
+class Normalized(Regression):
+    """Batch-norm statistics follow each rank's own batches; validation shows whose are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(torch.tanh(self.encode(x)))
+        return self.decode(torch.tanh(self.middle(hidden)))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        # Twice in one step: what DDP takes for a forward is the step.
+        return F.mse_loss(self(x), y) + 0.1 * self(-x).square().mean()
+
+    def on_train_batch_end(self, outputs: Any, batch: list[Tensor], batch_idx: int) -> None:
+        if self.global_rank == 0:  # as for a picture; none of the others' business
+            with torch.no_grad():
+                self(batch[0])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y = batch
+        self.log("rank_loss", F.mse_loss(self(x), y))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.train_dataloader()
+
+
 class Frozen(Regression):
     def __init__(self) -> None:
         super().__init__()

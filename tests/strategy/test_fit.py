@@ -13,8 +13,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
 
 import lightning_gradsched  # noqa: F401  registers the strategy
 from lightning_gradsched import GradSchedConfig, GradSchedStrategy
@@ -36,6 +40,8 @@ CASES: dict[str, tuple[type[pl.LightningModule], dict[str, Any]]] = {
     "bf16_mixed": (modules.Regression, {"precision": "bf16-mixed"}),
     "bf16_true": (modules.Regression, {"precision": "bf16-true"}),
     "frozen": (modules.Frozen, {}),
+    "normalized": (modules.Normalized, {}),
+    "normalized_accumulation": (modules.Normalized, {"accumulate_grad_batches": 3}),
     "unused_on_one_rank": (modules.UnusedOnOneRank, {}),
     "unused_on_both": (modules.UnusedOnBoth, {}),
 }
@@ -66,8 +72,10 @@ def fit(rank: int, case: str, strategy: Any) -> Weights:
     make, options = CASES[case]
     pl.seed_everything(rank, verbose=False)  # each its own: rank 0's weights must win
     module = make()
-    trainer(strategy, **options).fit(module)
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    run = trainer(strategy, **options)
+    run.fit(module)
+    state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {**state, **run.callback_metrics}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,9 +83,65 @@ def test_ends_with_the_weights_of_ddp(case: str) -> None:
     ddp = "ddp_find_unused_parameters_true" if case in PARTIAL else "ddp"
     ours = run_ranks(2, fit, case, "gradsched")
     theirs = run_ranks(2, fit, case, ddp)
-    for name, value in theirs[0].items():
-        assert torch.equal(ours[0][name], value), name
-        assert torch.equal(ours[1][name], value), name
+    for rank in range(2):
+        for name, value in theirs[rank].items():
+            assert torch.equal(ours[rank][name], value), (rank, name)
+
+
+class Compressed(modules.Regression):
+    def on_train_start(self) -> None:
+        transport = self.trainer.strategy.scheduler._reducer.transport
+        assert "fp16_compress_wrapper_hook" in transport.name
+
+
+def fit_compressed(rank: int) -> Weights:
+    pl.seed_everything(rank, verbose=False)
+    module = Compressed()
+    strategy = GradSchedStrategy(
+        planner="ddp",
+        ddp_comm_state=powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2),
+        ddp_comm_hook=powerSGD_hook.powerSGD_hook,
+        ddp_comm_wrapper=default_hooks.fp16_compress_wrapper,
+    )
+    trainer(strategy).fit(module)
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def fit_compressed_by_hand(rank: int) -> Weights:
+    """DDP in a plain loop: Lightning registers hooks on CUDA alone."""
+    pl.seed_everything(rank, verbose=False)
+    module = modules.Regression()
+    ddp = DistributedDataParallel(module)
+    ddp.register_comm_hook(
+        powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2),
+        default_hooks.fp16_compress_wrapper(powerSGD_hook.powerSGD_hook),
+    )
+    optimizer = module.configure_optimizers()
+    data = module.train_dataloader().dataset
+    for epoch in range(2):
+        sampler = DistributedSampler(data, num_replicas=2, rank=rank, seed=rank)  # Lightning's
+        sampler.set_epoch(epoch)
+        for x, y in DataLoader(data, batch_size=4, sampler=sampler):
+            optimizer.zero_grad()
+            F.mse_loss(ddp(x), y).backward()
+            optimizer.step()
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def test_lightnings_hook_keywords_work_on_cpu() -> None:
+    ours, theirs = run_ranks(2, fit_compressed), run_ranks(2, fit_compressed_by_hand)
+    for rank in range(2):
+        for name, value in theirs[rank].items():
+            assert torch.equal(ours[rank][name], value), (rank, name)
+
+
+def fit_synced_norm(rank: int) -> None:
+    trainer("gradsched", sync_batchnorm=True).fit(modules.Normalized())
+
+
+def test_synced_batch_norm_is_torchs_and_wants_a_gpu() -> None:
+    for message in errors_of_ranks(2, fit_synced_norm):
+        assert message.startswith("ValueError: SyncBatchNorm expected input tensor to be on GPU")
 
 
 def test_planning_from_measurements_changes_no_weight(tmp_path: Path) -> None:

@@ -52,6 +52,25 @@ for name in sorted(n for n in s.StrategyRegistry if n.startswith("gradsched")):
     ]
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import lightning_gradsched; from lightning.fabric import Fabric",
+        "from lightning.fabric import Fabric; import lightning_gradsched",
+    ],
+)
+def test_fabric_knows_the_name_in_either_order(imports: str) -> None:
+    code = """
+from lightning.fabric.strategies import STRATEGY_REGISTRY, DDPStrategy
+for name in sorted(n for n in STRATEGY_REGISTRY if n.startswith("gradsched")):
+    strategy = Fabric(strategy=name, accelerator="cpu", devices=2).strategy
+    print(type(strategy).__name__, isinstance(strategy, DDPStrategy), strategy._start_method)
+"""
+    assert run(f"{imports}\n{code}").split("\n") == [
+        f"GradSchedFabricStrategy True {method}" for method in ("popen", "fork", "fork", "spawn")
+    ]
+
+
 def test_importing_the_package_and_its_core_loads_neither_torch_nor_lightning() -> None:
     code = """
 import sys, lightning_gradsched
@@ -68,7 +87,7 @@ from lightning_gradsched._registration import _Finder
 print([f.target for f in sys.meta_path if isinstance(f, _Finder)],
       type(s.__loader__).__name__, type(s.__spec__.loader).__name__)
 """
-    assert run(code) == ("['pytorch_lightning.strategies'] SourceFileLoader SourceFileLoader")
+    assert run(code) == "['pytorch_lightning.strategies'] SourceFileLoader SourceFileLoader"
 
 
 def test_public_names_are_sorted_and_importable() -> None:

@@ -1,0 +1,101 @@
+"""Rank 0's buffers for all ranks before a forward, where DDP would send them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakMethod
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.runtime.collectives import Collectives
+
+
+class BufferSync:
+    """All ranks must run the same forwards in training mode.
+
+    As DDP's ``forward_sync_buffers``: before a forward, unless the one before it left nothing to
+    reduce (``no_sync``, ``no_grad``). A forward in eval mode sends nothing, where DDP's would: it
+    may run on some ranks alone.
+
+    ``reduces``: whether a backward of what runs now will be reduced.
+    """
+
+    def __init__(
+        self, module: nn.Module, collectives: Collectives, reduces: Callable[[], bool]
+    ) -> None:
+        self._module = module
+        self._collectives = collectives
+        self._reduces = reduces
+        self._is_due = True
+        self._depth = 0  # of forwards within forwards: the outermost counts
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """Take each call of the module for a forward."""
+        self._handles = [
+            self._module.register_forward_pre_hook(WeakHook(self._enter)),
+            self._module.register_forward_hook(WeakHook(self._leave), always_call=True),
+        ]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """What runs within it is one forward, whatever it calls of the module."""
+        try:
+            self._enter()
+            yield
+        finally:
+            self._leave()
+
+    def sync(self) -> None:
+        """Copy rank 0's buffers to all ranks now. Collective.
+
+        Raises:
+            ReductionError: the ranks did not meet within ``stall_timeout_s``.
+        """
+        # As DDP does: autograd may have saved a buffer, and shall not take it for changed.
+        buffers = [buffer.data for buffer in self._module.buffers()]
+        try:
+            self._collectives.broadcast_coalesced(buffers)
+        except RuntimeError as error:
+            raise ReductionError(
+                f"the broadcast of {len(buffers)} buffers before a forward did not finish: {error}."
+                " Another rank has failed, is slower than stall_timeout_s, or runs other forwards"
+                " in training mode; if so, set broadcast_buffers=False."
+            ) from error
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _enter(self, *_: Any) -> None:
+        self._depth += 1
+        if self._depth == 1 and self._is_due and self._module.training:
+            self.sync()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _leave(self, *_: Any) -> None:
+        # A forward that a hook of the user's has stopped was never entered.
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0 and self._module.training:
+            self._is_due = torch.is_grad_enabled() and self._reduces()
+
+
+class WeakHook:
+    """A module's hook, a method that it does not keep alive; on a copied module it does nothing."""
+
+    def __init__(self, method: Callable[..., None] | None = None) -> None:
+        self._method = WeakMethod(method) if method is not None else None
+
+    def __call__(self, *args: Any) -> None:
+        method = self._method() if self._method is not None else None
+        if method is not None:
+            method(*args)
+
+    def __reduce__(self) -> tuple[type[WeakHook], tuple[()]]:
+        return WeakHook, ()
