@@ -22,7 +22,7 @@ def check_settings(collectives: Collectives, settings: Mapping[str, Any]) -> Non
 
     Comes first: the settings decide which collectives follow.
     """
-    _check_same(collectives, dict(settings), _explain_settings)
+    _check_same(collectives, dict(settings), "the settings", _explain_settings)
 
 
 def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> None:
@@ -31,12 +31,12 @@ def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> 
         [name, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
         for name, p in params.items()
     ]
-    _check_same(collectives, table, _explain_parameters)
+    _check_same(collectives, table, "the trainable parameters", _explain_parameters)
 
 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    _check_same(collectives, [plan.planner, plan.groups], _explain_plan)
+    _check_same(collectives, [plan.planner, plan.groups], "the plan", _explain_plan)
 
 
 def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Result]) -> Result:
@@ -46,9 +46,9 @@ def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Re
         result = compute()
     except Exception as error:  # whatever a user's function raises must reach every rank
         fault = f"{type(error).__name__}: {error}"
-    if collectives.max([int(bool(fault))]) == [0]:
+    if collectives.max([int(bool(fault))], f"the outcome of {what}") == [0]:
         return cast(Result, result)
-    faults = collectives.gather(fault)
+    faults = collectives.gather(fault, f"the outcome of {what}")
     rank = next(i for i, text in enumerate(faults) if text)
     raise PlanError(f"{what} failed on rank {rank}: {faults[rank]}")
 
@@ -62,7 +62,7 @@ def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[s
     """
     position = {name: i for i, name in enumerate(seen)}
     local = [position.get(name, 0) for name in names] + [int(name in position) for name in names]
-    sums = collectives.sum(local)
+    sums = collectives.sum(local, "the agreement on the order of the parameters")
     total = dict(zip(names, sums[: len(names)], strict=True))
     count = dict(zip(names, sums[len(names) :], strict=True))
     registered = {name: i for i, name in enumerate(names)}
@@ -75,14 +75,16 @@ def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[s
 
 
 def _check_same(
-    collectives: Collectives, value: Any, explain: Callable[[Sequence[Any]], str]
+    collectives: Collectives, value: Any, subject: str, explain: Callable[[Sequence[Any]], str]
 ) -> None:
     """Compare digests by one small all-reduce; gather the values only to explain a difference."""
     canonical = json.dumps(value)
     digest = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:7], "big")
-    low, high = collectives.min_and_max(digest)
+    what = f"the agreement on {subject}"
+    low, high = collectives.min_and_max(digest, what)
     if low != high:
-        raise ConsensusError(explain([json.loads(text) for text in collectives.gather(canonical)]))
+        texts = collectives.gather(canonical, what)
+        raise ConsensusError(explain([json.loads(text) for text in texts]))
 
 
 def _explain_settings(settings: Sequence[dict[str, Any]]) -> str:

@@ -13,7 +13,10 @@ been seen to come directly (`Origin.DIRECT`) and the engine says that it will no
 after a parameter has once been missing: nets that use all of their parameters never pay for it.
 
 [Note: a backward that raised] Autograd drops the final callback of a backward that raises. A cycle
-that is open though its callback is gone is therefore one that an exception cut off.
+that is open though its callback is gone is therefore one that an exception cut off. Before the next
+one begins, its groups that are not launched are sent as NaN: where all ranks were cut off, by
+Ctrl-C or by the same error, each wherever it was, they are in step again; and a rank that was not
+cannot take the mean of a part for that of all.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
+from math import nan
 
 from torch import Tensor
 from torch.autograd import Variable
@@ -31,8 +35,9 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.bucket import HOLD, Bucket, Origin, Slot, Tally
-from lightning_gradsched.runtime.collectives import AllReduce
+from lightning_gradsched.runtime.collectives import AllReduce, Work
 from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.profiler import StepProfiler
 from lightning_gradsched.runtime.recorder import Recorder
@@ -69,6 +74,7 @@ class Reducer:
         self._launch_order: list[Bucket] = []
         self._wait_order: list[Bucket] = []
         self._launched = 0  # how many of _launch_order
+        self._n_reduced = 0  # backwards
         self._state = State.IDLE
         self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
         self._announced = False  # whether the running cycle's root has been seen
@@ -78,12 +84,21 @@ class Reducer:
         self._coming: set[Slot] | None = None
         self.recorder: Recorder | None = None
         self.profiler: StepProfiler | None = None
+        self.nan_watch: NanWatch | None = None
+        # How to wait for a work; its bucket is for errors.
+        self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
         self.add(params)
 
     @property
     def buckets(self) -> Sequence[Bucket]:
         """In launch order; empty before the first backward."""
         return self._launch_order
+
+    def progress(self) -> str:
+        """What it is doing, for other ranks' errors; may be asked by any thread."""
+        if self._state is State.RUNNING:
+            return f"in backward {self._n_reduced + 1}"
+        return f"after {self._n_reduced} backwards, not in one"
 
     def add(self, params: Mapping[str, Tensor]) -> None:
         """Reduce these too, by a new plan, to be made at the next backward."""
@@ -222,10 +237,12 @@ class Reducer:
                 return
             self._launch(bucket)
 
-    def _launch(self, bucket: Bucket) -> None:
+    def _launch(self, bucket: Bucket, *, void: bool = False) -> None:
         if self.recorder is not None:
             self.recorder.turn_came(bucket.number)
-        bucket.fill(1.0 / self._network.world_size)
+        bucket.fill(nan if void else 1.0 / self._network.world_size)
+        if self.nan_watch is not None:
+            self.nan_watch.look_before(bucket)
         bucket.work = self._network.all_reduce(bucket.flat)
         bucket.in_flight = True
         self._launched += 1
@@ -239,8 +256,10 @@ class Reducer:
                 self._reduce_rest()
                 for tally in self._tallies():
                     tally.clear()
-        finally:
-            self._close()
+        except BaseException:
+            self._final_callback = lambda: None  # see [Note: a backward that raised]
+            raise
+        self._close()
 
     def _reduce_rest(self) -> None:
         if self.recorder is not None:
@@ -254,20 +273,17 @@ class Reducer:
         for bucket in self._wait_order:
             self._wait(bucket)
             bucket.publish()
+        if self.nan_watch is not None:
+            self.nan_watch.look_after(self._launch_order)
         self._learn()
+        self._n_reduced += 1
         if self.recorder is not None:
             self.recorder.ended()
         self._after_reduction()
 
     def _wait(self, bucket: Bucket) -> None:
         assert bucket.work is not None
-        try:
-            bucket.work.wait()
-        except RuntimeError as error:
-            raise ReductionError(
-                f"the reduction of {bucket} did not finish: {error}. Another rank has failed or is"
-                " slower than stall_timeout_s; see the first error among the ranks' logs."
-            ) from error
+        self.wait(bucket.work, bucket)
 
     def _learn(self) -> None:
         """Prepare the next cycle's [Note: absence] where this one was not all regular."""
@@ -285,8 +301,11 @@ class Reducer:
         self._state = State.IDLE
 
     def _close_if_cut_off(self) -> None:
-        """See [Note: a backward that raised]. What was launched is waited for first."""
+        """See [Note: a backward that raised]."""
         if self._state is State.RUNNING and self._final_callback() is None:
+            if self._certain or any(tally.arrived for tally in self._tallies()):
+                for bucket in self._launch_order[self._launched :]:
+                    self._launch(bucket, void=True)
             for bucket in self._launch_order[: self._launched]:
                 self._wait(bucket)
             self._close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
+from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
@@ -75,6 +76,9 @@ class GradientScheduler:
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
         self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        watchdog = self._collectives.watchdog
+        watchdog.describe_by(_weakly(self._reducer))
+        self._reducer.wait, self._reducer.nan_watch = watchdog.wait, NanWatch(watchdog)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._take_trainable()
@@ -199,6 +203,16 @@ class GradientScheduler:
             self._reducer.forget_plan()
             self._reducer.recorder = None  # a step that makes a plan is like no other
         self._reducer.profiler = self._planning.profiler
+
+
+def _weakly(reducer: Reducer) -> Callable[[], str]:
+    progress = weakref.WeakMethod(reducer.progress)
+
+    def describe() -> str:
+        method = progress()
+        return method() if method is not None else "its engine is gone"
+
+    return describe
 
 
 def _group_infos(
