@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_gradsched.errors import ProcessGroupError
 from lightning_gradsched.runtime.watchdog import Watchdog
 
 AGREEMENT = "an agreement of the engine"
@@ -48,16 +47,18 @@ class Collectives:
     def __init__(
         self, process_group: dist.ProcessGroup | None, device: torch.device, timeout_s: float
     ) -> None:
+        # NCCL takes its own device's tensors only; gloo takes any.
+        self.backend = dist.get_backend(process_group)
+        self.on_cuda = device.type == "cuda" and self.backend != "gloo"
+        self.watchdog = Watchdog(process_group, timeout_s, on_stream=self.on_cuda)
         self._made = process_group is None
         if process_group is None:
-            process_group = _new_group(timeout_s)
+            with self.watchdog.waiting_for("the engine's process group"):
+                process_group = dist.new_group(timeout=timedelta(seconds=timeout_s))
         self._group: dist.ProcessGroup | None = process_group
-        # NCCL takes its own device's tensors only; gloo takes any.
-        self.backend = dist.get_backend(self._group)
-        self.on_cuda = device.type == "cuda" and self.backend != "gloo"
+        self.watchdog.abort = process_group.abort
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
-        self.watchdog = Watchdog(process_group, timeout_s, on_stream=self.on_cuda)
 
     def close(self) -> None:
         """Give back the process group that was made here, and end its threads. Idempotent."""
@@ -136,16 +137,3 @@ class Collectives:
         self.watchdog.issued()
         self.watchdog.wait(dist.all_reduce(tensor, op=op, group=self._group, async_op=True), what)
         return [int(value) for value in tensor.tolist()]
-
-
-def _new_group(timeout_s: float) -> dist.ProcessGroup:
-    try:
-        group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=timeout_s))
-    except RuntimeError as error:
-        raise ProcessGroupError(
-            f"rank {dist.get_rank()} could not form the engine's process group of all"
-            f" {dist.get_world_size()} ranks within {timeout_s:g} s: {error}. Another rank has"
-            " failed, or has not come to the GradientScheduler; see the first error among the"
-            " ranks' logs."
-        ) from error
-    return group

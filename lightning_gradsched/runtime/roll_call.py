@@ -40,6 +40,7 @@ class Findings:
 
     answers: dict[int, Answer] = field(default_factory=dict)
     silent: tuple[int, ...] = ()
+    absent: tuple[int, ...] = ()  # have not joined yet
     store_fault: str = ""  # why the store could not be asked to the end
 
     def text(self, n_issued: int) -> str:
@@ -55,6 +56,8 @@ class Findings:
         said += [
             f"Rank {r} is alive but has not come so far: {a.doing}." for r, a in behind.items()
         ]
+        if self.absent:
+            said.append(f"{_ranks(self.absent)} not have a GradientScheduler yet.")
         if self.store_fault:
             said.append(
                 "Not all could be asked: the process group's store, which rank 0 or its launcher"
@@ -68,7 +71,7 @@ class Findings:
     @property
     def blames(self) -> bool:
         """Whether some rank is missing for good."""
-        return bool(self.silent) or any(a.has_ended for a in self.answers.values())
+        return bool(self.silent or self.absent) or any(a.has_ended for a in self.answers.values())
 
 
 def _ranks(ranks: Sequence[int]) -> str:
@@ -80,7 +83,8 @@ def _ranks(ranks: Sequence[int]) -> str:
 class RollCall:
     """One rank's part in it. For one thread only: a store that hangs takes the thread with it.
 
-    Each method but ``answers_of`` raises ``RuntimeError`` where the store cannot be reached.
+    Where the store cannot be reached, ``call`` and ``listen`` say so in their result; the other
+    methods raise ``RuntimeError``.
     """
 
     def __init__(
@@ -95,6 +99,10 @@ class RollCall:
         self._others = [other for other in ranks if other != rank]
         self._status = status
         self._answered = 0
+
+    def join(self) -> None:
+        """Be one of those that are called."""
+        self._write(Answer(0, *self._status()))
 
     def answer(self) -> bool:
         """Write this rank's status if somebody has called; whether it was so."""
@@ -119,6 +127,7 @@ class RollCall:
 
     def listen(self, patience_s: float) -> Findings:
         """The answers to the last call, whoever made it."""
+        written: dict[int, Answer] = {}
         answers: dict[int, Answer] = {}
         until_s = monotonic() + patience_s
         fault = ""
@@ -129,14 +138,16 @@ class RollCall:
             while len(answers) < len(self._others) and monotonic() < until_s:
                 sleep(patience_s / LOOKS)
                 self.answer()
-                answers = self._answers_to(call)
+                written = self._read()
+                answers = {r: a for r, a in written.items() if a.has_ended or a.call >= call}
                 heard_most = monotonic() > until_s - patience_s / 2
         except RuntimeError as error:
             fault = first_line(error)
         if fault and not heard_most:
             return Findings(answers, store_fault=fault)
-        silent = tuple(rank for rank in self._others if rank not in answers)
-        return Findings(answers, silent, fault)
+        silent = tuple(rank for rank in written if rank not in answers)
+        absent = tuple(rank for rank in self._others if rank not in written)
+        return Findings(answers, silent, absent, fault)
 
     @property
     def listens(self) -> bool:
@@ -146,19 +157,19 @@ class RollCall:
         """
         return len(self._others) < MOST_LISTENERS
 
-    def _answers_to(self, call: int) -> dict[int, Answer]:
+    def _read(self) -> dict[int, Answer]:
+        """Each other rank's last answer, of those that have written any."""
         keys = {rank: f"answer/{rank}" for rank in self._others}
         if not self._store.check(list(keys.values())):
             keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
         texts = self._store.multi_get(list(keys.values())) if keys else []
-        said = {rank: Answer(*json.loads(text)) for rank, text in zip(keys, texts, strict=True)}
-        return {rank: a for rank, a in said.items() if a.has_ended or a.call >= call}
+        return {rank: Answer(*json.loads(text)) for rank, text in zip(keys, texts, strict=True)}
 
     def _write(self, answer: Answer) -> None:
         self._store.set(f"answer/{self._rank}", json.dumps(answer))
 
 
-def open_store(group: dist.ProcessGroup, rank: int) -> Store | None:
+def open_store(group: dist.ProcessGroup | None, rank: int) -> Store | None:
     """The store of the default process group, under a name of this engine's; None if there is none.
 
     All ranks of ``group`` must open as many, in the same order.
@@ -167,6 +178,8 @@ def open_store(group: dist.ProcessGroup, rank: int) -> Store | None:
     default = getattr(dist.distributed_c10d, "_get_default_store", None)
     if default is None:
         return None
+    group = group or dist.group.WORLD
+    assert group is not None, "made only once there is a process group"
     store: Store = PrefixStore(f"gradsched/{group.group_name}", default())
     if hasattr(store, "clone"):
         # A connection of its own: requests of one client wait for one another.

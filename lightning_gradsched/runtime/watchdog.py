@@ -179,21 +179,27 @@ class _Patrol:
 class Watchdog:
     """Bounds and explains an engine's waits for other ranks. All ranks of ``group`` make it alike.
 
+    ``group``: the ranks that are called; all where None. It is not used otherwise.
     ``on_stream``: the GPU's stream waits for works, and not the host.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, stall_timeout_s: float, *, on_stream: bool = False
+        self,
+        group: dist.ProcessGroup | None,
+        stall_timeout_s: float,
+        *,
+        on_stream: bool = False,
     ) -> None:
-        self._group = group
+        # Ends what is in flight: it cannot finish, and would keep the process from ending.
+        self.abort: Callable[[], object] = lambda: None
         self._on_stream = on_stream
         self._rank = dist.get_rank()
         self._limits = Limits(stall_timeout_s)
         self._progress = Progress()
         self._patrol: _Patrol | None = None
         self._end: weakref.finalize[..., Watchdog] | None = None
-        if group.size() > 1:
-            self._start_patrol()
+        if dist.get_world_size(group) > 1:
+            self._start_patrol(group)
 
     def describe_by(self, describe: Callable[[], str]) -> None:
         """What this rank says of itself when asked, by another thread. Hold the engine weakly."""
@@ -255,12 +261,13 @@ class Watchdog:
             _end_patrol(patrol, thread, why or _with_fault("its engine was detached"))
         self._progress.waits.clear()
 
-    def _start_patrol(self) -> None:
-        store = open_store(self._group, self._rank)
+    def _start_patrol(self, group: dist.ProcessGroup | None) -> None:
+        ranks = dist.get_process_group_ranks(group)
+        store = open_store(group, self._rank)
         if store is None:
             return
-        ranks = dist.get_process_group_ranks(self._group)
         roll_call = RollCall(store, self._rank, ranks, self._progress.status)
+        roll_call.join()
         patrol = _Patrol(self._rank, self._limits, roll_call, self._progress)
         thread = Thread(target=patrol.run, name="gradsched-watchdog", daemon=True)
         thread.start()
@@ -282,7 +289,8 @@ class Watchdog:
         lasted_s = wait.lasted_s
         found = self._ask().text(self._progress.n_issued)
         self.close(f"it gave up waiting for {wait.what}. {found}".rstrip("."))
-        self._abort()
+        with suppress(Exception):  # not every backend can
+            self.abort()
         return ReductionError(
             f"rank {self._rank} waited {lasted_s:.1f} s for {wait.what} and gives up:"
             f" {_cause_in_short(cause)}. {found}"
@@ -300,11 +308,6 @@ class Watchdog:
         except FutureTimeoutError:
             last = self._patrol.last
             return last if last.blames else Findings(store_fault="no answer in time")
-
-    def _abort(self) -> None:
-        """End what is still in flight: it cannot finish, and would keep the process from ending."""
-        with suppress(Exception):  # not every backend can
-            self._group.abort()
 
 
 def _cause_in_short(cause: RuntimeError) -> str:

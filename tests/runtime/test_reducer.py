@@ -171,7 +171,9 @@ def test_a_backward_that_raised_is_cleared_away_by_the_next() -> None:
     net.zero_grad()
     log.clear()
     loss.backward()  # the same graph again, with no forward between
-    assert log[:4] == ["launch 3", "wait 5", "wait 4", "wait 3"], "the old cycle is brought to an end"
+    assert log[:4] == ["launch 3", "wait 5", "wait 4", "wait 3"], (
+        "the old cycle is brought to an end"
+    )
     assert log[4:7] == ["layer 2", "launch 5", "layer 1"], "and the new backward overlaps as ever"
     assert all(weight.grad.isfinite().all() for weight in net.weights)
 
