@@ -16,10 +16,10 @@ import logging
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -230,28 +230,24 @@ class Watchdog:
             # One for each bucket: the next step's takes the place of this one's.
             self._progress.waits[id(what)] = Wait(what, work)
             return
-        with self.waiting_for(what):
-            if isinstance(work, dist.Work):
-                self._wait_in_slices(work)
-            else:
+        if not isinstance(work, dist.Work):
+            with self.waiting_for(what):
                 work.wait()
+        elif work.is_completed():  # the most usual case, and the cheapest
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self._explained(Wait(what), error) from error
+        else:
+            with self.waiting_for(what):
+                self._wait_in_slices(work)
 
-    @contextmanager
-    def waiting_for(self, what: object) -> Iterator[None]:
+    def waiting_for(self, what: object) -> AbstractContextManager[None]:
         """Explain what takes long or breaks off within, in any thread. ``str(what)`` names it.
 
         Only ``wait`` ends a wait: elsewhere the body must.
         """
-        wait = Wait(what)
-        self._progress.waits[id(wait)] = wait
-        try:
-            yield
-        except GradSchedError:
-            raise
-        except RuntimeError as error:
-            raise self._explained(wait, error) from error
-        finally:
-            self._progress.waits.pop(id(wait), None)
+        return _Waiting(self, Wait(what))
 
     def close(self, why: str = "") -> None:
         """End the thread; ranks that go on waiting for this one are told ``why``. Idempotent."""
@@ -308,6 +304,25 @@ class Watchdog:
         except FutureTimeoutError:
             last = self._patrol.last
             return last if last.blames else Findings(store_fault="no answer in time")
+
+
+class _Waiting:
+    """See ``Watchdog.waiting_for``; a class, as a generator costs several times as much."""
+
+    __slots__ = ("_wait", "_watchdog")
+
+    def __init__(self, watchdog: Watchdog, wait: Wait) -> None:
+        self._watchdog, self._wait = watchdog, wait
+
+    def __enter__(self) -> None:
+        self._watchdog._progress.waits[id(self._wait)] = self._wait
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if isinstance(error, RuntimeError) and not isinstance(error, GradSchedError):
+                raise self._watchdog._explained(self._wait, error) from error
+        finally:
+            self._watchdog._progress.waits.pop(id(self._wait), None)
 
 
 def _cause_in_short(cause: RuntimeError) -> str:
