@@ -5,16 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from itertools import zip_longest
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.errors import ConsensusError, PlanError
 from lightning_gradsched.runtime.collectives import Collectives
 
 Result = TypeVar("Result")
+
+
+# Fields of the configuration that a rank may have for itself; all others decide what is sent.
+LOCAL_SETTINGS = frozenset({"record_every_n_steps", "trace_path", "stall_timeout_s"})
+
+
+def settings_to_agree(config: GradSchedConfig) -> dict[str, Any]:
+    """Every field that must be the same on all ranks, by name; a function by its own name."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {
+        name: value if isinstance(value, (str, int, float, type(None))) else _name_of(value)
+        for name, value in values.items()
+        if name not in LOCAL_SETTINGS
+    }
+
+
+def _name_of(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def check_settings(collectives: Collectives, settings: Mapping[str, Any]) -> None:

@@ -61,8 +61,8 @@ class Findings:
         if self.store_fault:
             said.append(
                 "Not all could be asked: the process group's store, which rank 0 or its launcher"
-                f" hosts, does not answer ({self.store_fault}). Suspect these, or this rank's own"
-                " link."
+                f" hosts, does not answer: {self.store_fault.rstrip('.')}. Suspect these, or this"
+                " rank's own link."
             )
         return " ".join(said) or (
             "All other ranks answer and have come as far: suspect the network between them."
@@ -83,8 +83,7 @@ def _ranks(ranks: Sequence[int]) -> str:
 class RollCall:
     """One rank's part in it. For one thread only: a store that hangs takes the thread with it.
 
-    Where the store cannot be reached, ``call`` and ``listen`` say so in their result; the other
-    methods raise ``RuntimeError``.
+    Nothing raises where the store is lost: ``fault`` says why from then on, and no more is asked.
     """
 
     def __init__(
@@ -99,30 +98,25 @@ class RollCall:
         self._others = [other for other in ranks if other != rank]
         self._status = status
         self._answered = 0
+        self.fault = ""
 
     def join(self) -> None:
         """Be one of those that are called."""
-        self._write(Answer(0, *self._status()))
-
-    def answer(self) -> bool:
-        """Write this rank's status if somebody has called; whether it was so."""
-        call = self._store.add("calls", 0)
-        if call <= self._answered:
-            return False
-        self._write(Answer(call, *self._status()))
-        self._answered = call
-        return True
+        self._try(lambda: self._write(Answer(0, *self._status())))
 
     def end(self, why: str) -> None:
         """Leave a last answer, to all calls to come."""
-        self._write(Answer(0, self._status()[0], why, has_ended=True))
+        self._try(lambda: self._write(Answer(0, self._status()[0], why, has_ended=True)))
+
+    def answer(self) -> bool:
+        """Write this rank's status if somebody has called; whether it was so."""
+        before = self._answered
+        self._try(self._answer)
+        return self._answered > before
 
     def call(self, patience_s: float) -> Findings:
         """Ask all others, and wait until they have answered or ``patience_s`` is over."""
-        try:
-            self._store.add("calls", 1)
-        except RuntimeError as error:
-            return Findings(store_fault=first_line(error))
+        self._try(lambda: self._store.add("calls", 1))
         return self.listen(patience_s)
 
     def listen(self, patience_s: float) -> Findings:
@@ -130,24 +124,24 @@ class RollCall:
         written: dict[int, Answer] = {}
         answers: dict[int, Answer] = {}
         until_s = monotonic() + patience_s
-        fault = ""
         heard_most = False
-        try:
-            self.answer()
-            call = self._answered
+
+        def hear() -> None:
+            nonlocal written, answers, heard_most
+            call = self._answer()
             while len(answers) < len(self._others) and monotonic() < until_s:
                 sleep(patience_s / LOOKS)
-                self.answer()
+                self._answer()
                 written = self._read()
                 answers = {r: a for r, a in written.items() if a.has_ended or a.call >= call}
                 heard_most = monotonic() > until_s - patience_s / 2
-        except RuntimeError as error:
-            fault = first_line(error)
-        if fault and not heard_most:
-            return Findings(answers, store_fault=fault)
+
+        self._try(hear)
+        if self.fault and not heard_most:
+            return Findings(answers, store_fault=self.fault)
         silent = tuple(rank for rank in written if rank not in answers)
         absent = tuple(rank for rank in self._others if rank not in written)
-        return Findings(answers, silent, absent, fault)
+        return Findings(answers, silent, absent, self.fault)
 
     @property
     def listens(self) -> bool:
@@ -156,6 +150,22 @@ class RollCall:
         The store may end with its host before this rank has cause to ask for itself.
         """
         return len(self._others) < MOST_LISTENERS
+
+    def _try(self, ask_store: Callable[[], object]) -> None:
+        if self.fault:
+            return
+        try:
+            ask_store()
+        except RuntimeError as error:
+            self.fault = first_line(error)
+
+    def _answer(self) -> int:
+        """The last call's number, which this rank has answered then."""
+        call = self._store.add("calls", 0)
+        if call > self._answered:
+            self._write(Answer(call, *self._status()))
+            self._answered = call
+        return call
 
     def _read(self) -> dict[int, Answer]:
         """Each other rank's last answer, of those that have written any."""

@@ -68,8 +68,7 @@ class GradientScheduler:
             self._collectives,
             {
                 "lightning_gradsched": lightning_gradsched.__version__,
-                "planner": self._config.planner_name,
-                "group_nbytes": self._config.group_nbytes,
+                **consensus.settings_to_agree(self._config),
             },
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()

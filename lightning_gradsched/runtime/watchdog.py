@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
@@ -35,7 +35,8 @@ from lightning_gradsched.runtime.roll_call import Findings, RollCall, first_line
 log = logging.getLogger("lightning_gradsched")
 
 # Python looks at Ctrl-C between two slices of a wait in C++.
-SLICE = timedelta(seconds=1)
+SLICE_S = 1.0
+MIN_SLICE_S = 0.01
 MOST_PATIENCE_S = 20.0
 LONGEST_GOODBYE_S = 1.0
 
@@ -53,6 +54,12 @@ class Wait:
     @property
     def lasted_s(self) -> float:
         return monotonic() - self.since_s
+
+    def is_done(self) -> bool:
+        """Of a work on a stream; a work that has failed is not done."""
+        with suppress(RuntimeError):
+            return self.work is not None and self.work.is_completed()
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,11 @@ class Limits:
     def ask_s(self) -> float:
         """How long a roll call may take, with what is left of one that is under way."""
         return 1.5 * self.patience_s
+
+    @property
+    def overdue_s(self) -> float:
+        """When the patrol must have warned: it may be in a roll call of others when that is due."""
+        return self.warn_s + self.patience_s + self.period_s
 
     @property
     def give_up_s(self) -> float:
@@ -128,8 +140,7 @@ class _Patrol:
                 self._look_around()
                 continue
             if isinstance(request, Ending):
-                with suppress(RuntimeError):  # the store is gone: there is nobody to read it
-                    self._roll_call.end(request)
+                self._roll_call.end(request)
                 return
             request.set_result(self._found if self._knows_already() else self._call())
 
@@ -141,17 +152,19 @@ class _Patrol:
         return self._note(self._roll_call.call(self._limits.patience_s))
 
     def _note(self, found: Findings) -> Findings:
-        # Where the store is lost, what was found before is all there is.
-        if found.blames or not (found.store_fault and self._found.blames):
+        waits = list(self._progress.waits.values())
+        if found.store_fault and any(wait.since_s < self._found_at_s for wait in waits):
+            # All that can still be known is what was found earlier in the same wait.
+            self._found = replace(self._found, store_fault=found.store_fault)
+        else:
             self._found, self._found_at_s = found, monotonic()
         return self._found
 
     def _look_around(self) -> None:
-        with suppress(RuntimeError):  # a store that is lost is told of when somebody waits
-            if self._roll_call.answer() and self._roll_call.listens:
-                self._note(self._roll_call.listen(self._limits.patience_s))
+        if self._roll_call.answer() and self._roll_call.listens:
+            self._note(self._roll_call.listen(self._limits.patience_s))
         for key, wait in list(self._progress.waits.items()):
-            if wait.work is not None and wait.work.is_completed():
+            if wait.is_done():
                 self._progress.waits.pop(key, None)
             elif wait.lasted_s > self._limits.warn_s and not wait.warned:
                 wait.warned = True
@@ -166,13 +179,13 @@ class _Patrol:
                 self._tell(logging.ERROR, wait, "is ended by the backend")
 
     def _tell(self, level: int, wait: Wait, what_follows: str) -> None:
-        waited_s = wait.lasted_s
-        found = self._call()
-        log.log(
-            level,
-            "rank %d has waited %.1f s for %s; it %s after stall_timeout_s=%g. %s",
-            *(self._rank, waited_s, wait.what, what_follows, self._limits.stall_timeout_s),
-            found.text(self._progress.n_issued),
+        text = self.text(wait, what_follows)
+        log.log(level, "%s %s", text, self._call().text(self._progress.n_issued))
+
+    def text(self, wait: Wait, what_follows: str) -> str:
+        return (
+            f"rank {self._rank} has waited {wait.lasted_s:.1f} s for {wait.what}; it"
+            f" {what_follows} after stall_timeout_s={self._limits.stall_timeout_s:g}."
         )
 
 
@@ -227,10 +240,10 @@ class Watchdog:
         """
         if self._on_stream:
             work.wait()
-            # One for each bucket: the next step's takes the place of this one's.
-            self._progress.waits[id(what)] = Wait(what, work)
-            return
-        if not isinstance(work, dist.Work):
+            if self._patrol is not None:
+                # One for each bucket: the next step's takes the place of this one's.
+                self._progress.waits[id(what)] = Wait(what, work)
+        elif not isinstance(work, dist.Work):
             with self.waiting_for(what):
                 work.wait()
         elif work.is_completed():  # the most usual case, and the cheapest
@@ -239,8 +252,9 @@ class Watchdog:
             except RuntimeError as error:
                 raise self._explained(Wait(what), error) from error
         else:
-            with self.waiting_for(what):
-                self._wait_in_slices(work)
+            wait = Wait(what)
+            with _Waiting(self, wait):
+                self._wait_in_slices(work, wait)
 
     def waiting_for(self, what: object) -> AbstractContextManager[None]:
         """Explain what takes long or breaks off within, in any thread. ``str(what)`` names it.
@@ -271,15 +285,25 @@ class Watchdog:
         # Runs when the process exits, or the engine is garbage.
         self._end = weakref.finalize(self, _end_patrol, patrol, thread)
 
-    def _wait_in_slices(self, work: dist.Work) -> None:
-        until_s = monotonic() + self._limits.give_up_s
+    def _wait_in_slices(self, work: dist.Work, wait: Wait) -> None:
+        until_s = wait.since_s + self._limits.give_up_s
         while not work.is_completed():
             # Either the slice is over, or the work has failed: then the last wait says how.
             with suppress(RuntimeError):
-                work.wait(SLICE)
+                work.wait(timedelta(seconds=min(SLICE_S, max(MIN_SLICE_S, until_s - monotonic()))))
+            if wait.lasted_s > self._limits.overdue_s:
+                self._warn_for_patrol(wait)
             if monotonic() > until_s and not work.is_completed():
-                raise RuntimeError(f"stall_timeout_s={self._limits.stall_timeout_s:g} is over")
+                limit_s = self._limits.stall_timeout_s
+                raise RuntimeError(f"it did not finish in time for stall_timeout_s={limit_s:g}")
         work.wait()
+
+    def _warn_for_patrol(self, wait: Wait) -> None:
+        """A patrol that has not warned by now hangs in a request to the store."""
+        if self._patrol is not None and not wait.warned:
+            wait.warned = True
+            found = Findings(store_fault="a request hangs").text(self._progress.n_issued)
+            log.warning("%s %s", self._patrol.text(wait, "gives up"), found)
 
     def _explained(self, wait: Wait, cause: RuntimeError) -> ReductionError:
         lasted_s = wait.lasted_s
@@ -303,7 +327,7 @@ class Watchdog:
             return asked.result(timeout=self._limits.ask_s)
         except FutureTimeoutError:
             last = self._patrol.last
-            return last if last.blames else Findings(store_fault="no answer in time")
+            return last if last.blames else Findings(store_fault="a request hangs")
 
 
 class _Waiting:

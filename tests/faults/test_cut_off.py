@@ -7,14 +7,17 @@ import signal
 import threading
 import time
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradsched import GradientScheduler, GradSchedConfig
+from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
+from tests.strategy import modules
+from tests.strategy.test_fit import trainer
 
 
 class Net(nn.Module):
@@ -133,6 +136,23 @@ def test_ctrl_c_ends_the_wait_for_a_late_rank() -> None:
     first, second = run_ranks(2, interrupted_in_the_wait)
     assert first == (True, True), "and the next step is right: nothing of the old one is in flight"
     assert second == (False, True)
+
+
+class OneRankRaises(modules.Regression):
+    def on_train_batch_start(self, _batch: Any, batch_idx: int) -> None:
+        if (self.global_rank, batch_idx) == (1, 2):
+            raise ZeroDivisionError("no such luck")
+
+
+def fit(rank: int) -> None:
+    trainer(GradSchedStrategy(stall_timeout_s=10.0)).fit(OneRankRaises())
+
+
+def test_in_lightning_the_error_of_one_rank_is_told_to_the_others() -> None:
+    first, second = errors_of_ranks(2, fit)
+    assert second == "ZeroDivisionError: no such luck"
+    assert first.startswith("ReductionError: rank 0 waited")
+    assert "Rank 1 has ended: its engine was detached after ZeroDivisionError: no such" in first
 
 
 def one_raises(rank: int) -> None:

@@ -31,7 +31,10 @@ def test_a_rank_that_is_stopped_is_first_warned_of(tmp_path: Path) -> None:
         warning = f"s for {GROUP}; it gives up after stall_timeout_s=6. Rank 2 does not answer"
         assert warning in ended.said
         assert ended.said.index(warning) < ended.said.index("Traceback")
-        assert f"for {GROUP} and gives up: stall_timeout_s=6 is over" in ended.last_error
+        assert (
+            f"for {GROUP} and gives up: it did not finish in time for stall_timeout_s=6"
+            in ended.last_error
+        )
         assert "Rank 2 does not answer" in ended.last_error
 
 
@@ -39,7 +42,7 @@ def test_a_rank_that_only_is_late_is_said_to_be_alive(tmp_path: Path) -> None:
     for ended in survivors(run_forked(3, tmp_path, "sleep", 1, STALL_S), 1):
         assert ended.exit_code == 1, ended
         assert "Rank 1 is alive but has not come so far: after 3 backwards" in ended.last_error
-        assert "does not answer" not in ended.last_error
+        assert "Rank 1 does not answer" not in ended.last_error
 
 
 def test_a_rank_that_never_comes_is_told_of_when_the_group_is_formed(tmp_path: Path) -> None:
@@ -58,3 +61,5 @@ def test_where_the_rank_with_the_store_is_lost_it_is_the_suspect(
         assert ended.exit_code == 1, ended
         assert f"for {GROUP} and gives up: " in ended.last_error
         assert "which rank 0 or its launcher hosts, does not answer" in ended.last_error
+        if fault == "stop":
+            assert f"s for {GROUP}; it gives up" in ended.said[: ended.said.index("Traceback")]
