@@ -27,7 +27,8 @@ class GradSchedConfig:
             exposed time as a Chrome trace; the overlap report is then printed too. None writes and
             prints nothing.
         stall_timeout_s: the longest wait for another rank, in forming the process group (where
-            Lightning does it) and in any collective of the engine's own group.
+            Lightning does it) and in any collective of the engine. After a third of it a warning
+            names what is waited for and the ranks that are missing; so does the error at its end.
 
     Raises:
         ValueError: a field outside its range; the message names the field and the valid values.
