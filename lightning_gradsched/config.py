@@ -41,7 +41,8 @@ class GradSchedConfig:
         broadcast_buffers: copy rank 0's buffers (batch-norm statistics) to all ranks before a
             forward in training, as DDP does; False leaves each rank's as they are after the start.
         stall_timeout_s: the longest wait for another rank, in forming the process group (where
-            Lightning does it) and in any collective of the engine's own group.
+            Lightning does it) and in any collective of the engine. After a third of it a warning
+            names what is waited for and the ranks that are missing; so does the error at its end.
         calibration_dir: the folder where rank 0 keeps the measured network for the next run on the
             same hosts, at most a week; None measures anew each time, but under Lightning keeps it
             in ``gradsched`` below the Trainer's ``default_root_dir``.

@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
+from math import nan
 
 import torch
 from torch import Tensor
@@ -153,6 +154,11 @@ class Bucket(Tally):
         self.counts.fill_(1)
         if self._absent:
             self.counts[self._absent] = 0
+
+    @torch.no_grad()
+    def void(self) -> None:
+        """After ``fill``: send NaN, in the gradients' place and the counts'."""
+        self.flat.mul_(nan)
 
     def _find_absent(self) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from itertools import zip_longest
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.reasons import Fastest
 from lightning_gradsched.errors import ConsensusError, PlanError
@@ -18,12 +20,32 @@ from lightning_gradsched.runtime.collectives import Collectives
 Result = TypeVar("Result")
 
 
+# Fields of the configuration that a rank may have for itself; all others decide what is sent.
+LOCAL_SETTINGS = frozenset(
+    {"record_every_n_steps", "trace_path", "stall_timeout_s", "calibration_dir"}
+)
+
+
+def settings_to_agree(config: GradSchedConfig) -> dict[str, Any]:
+    """Every field that must be the same on all ranks, by name; a function by its own name."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {
+        name: value if isinstance(value, (str, int, float, type(None))) else _name_of(value)
+        for name, value in values.items()
+        if name not in LOCAL_SETTINGS
+    }
+
+
+def _name_of(value: Any) -> str:
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
 def check_settings(collectives: Collectives, settings: Mapping[str, Any]) -> None:
     """Raise ``ConsensusError`` on every rank unless all have the same settings.
 
     Comes first: the settings decide which collectives follow.
     """
-    _check_same(collectives, dict(settings), _explain_settings)
+    _check_same(collectives, dict(settings), "the settings", _explain_settings)
 
 
 def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> None:
@@ -32,12 +54,12 @@ def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> 
         [name, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
         for name, p in params.items()
     ]
-    _check_same(collectives, table, _explain_parameters)
+    _check_same(collectives, table, "the trainable parameters", _explain_parameters)
 
 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    _check_same(collectives, [plan.planner, plan.groups], _explain_plan)
+    _check_same(collectives, [plan.planner, plan.groups], "the plan", _explain_plan)
 
 
 def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Result]) -> Result:
@@ -47,9 +69,9 @@ def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Re
         result = compute()
     except Exception as error:  # whatever a user's function raises must reach every rank
         fault = f"{type(error).__name__}: {error}"
-    if collectives.max([int(bool(fault))]) == [0]:
+    if collectives.max([int(bool(fault))], f"the outcome of {what}") == [0]:
         return cast(Result, result)
-    faults = collectives.gather(fault)
+    faults = collectives.gather(fault, f"the outcome of {what}")
     rank = next(i for i, text in enumerate(faults) if text)
     raise PlanError(f"{what} failed on rank {rank}: {faults[rank]}")
 
@@ -63,7 +85,7 @@ def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[s
     """
     position = {name: i for i, name in enumerate(seen)}
     local = [position.get(name, 0) for name in names] + [int(name in position) for name in names]
-    sums = collectives.sum(local)
+    sums = collectives.sum(local, "the agreement on the order of the parameters")
     total = dict(zip(names, sums[: len(names)], strict=True))
     count = dict(zip(names, sums[len(names) :], strict=True))
     registered = {name: i for i, name in enumerate(names)}
@@ -84,7 +106,8 @@ def agree_on_fastest(
     rank in one number, so that the least names its rank. ``ConsensusError`` on every rank unless
     all have recorded the same ``steps`` of as many groups.
     """
-    _check_same(collectives, [steps, [len(row) for row in seconds]], _explain_recorded)
+    recorded = [steps, [len(row) for row in seconds]]
+    _check_same(collectives, recorded, "the recorded steps", _explain_recorded)
     n_ranks, rank = collectives.world_size, collectives.rank
     local = [-(int(1e9 * value) * n_ranks + rank) for row in seconds for value in row]
     least = iter(collectives.max(local) if local else [])
@@ -106,14 +129,16 @@ def _explain_recorded(recorded: Sequence[list[Any]]) -> str:
 
 
 def _check_same(
-    collectives: Collectives, value: Any, explain: Callable[[Sequence[Any]], str]
+    collectives: Collectives, value: Any, subject: str, explain: Callable[[Sequence[Any]], str]
 ) -> None:
     """Compare digests by one small all-reduce; gather the values only to explain a difference."""
     canonical = json.dumps(value)
     digest = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:7], "big")
-    low, high = collectives.min_and_max(digest)
+    what = f"the agreement on {subject}"
+    low, high = collectives.min_and_max(digest, what)
     if low != high:
-        raise ConsensusError(explain([json.loads(text) for text in collectives.gather(canonical)]))
+        texts = collectives.gather(canonical, what)
+        raise ConsensusError(explain([json.loads(text) for text in texts]))
 
 
 def _explain_settings(settings: Sequence[dict[str, Any]]) -> str:

@@ -13,7 +13,10 @@ been seen to come directly (`Origin.DIRECT`) and the engine says that it will no
 after a parameter has once been missing: nets that use all of their parameters never pay for it.
 
 [Note: a backward that raised] Autograd drops the final callback of a backward that raises. A cycle
-that is open though its callback is gone is therefore one that an exception cut off.
+that is open though its callback is gone is therefore one that an exception cut off. Before the next
+one begins, its groups that are not launched are sent as NaN: where all ranks were cut off, by
+Ctrl-C or by the same error, each wherever it was, they are in step again; and a rank that was not
+cannot take the mean of a part for that of all.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.bucket import (
     HOLD,
     Bucket,
@@ -39,7 +43,7 @@ from lightning_gradsched.runtime.bucket import (
     SparseBucket,
     Tally,
 )
-from lightning_gradsched.runtime.collectives import AllReduce
+from lightning_gradsched.runtime.collectives import AllReduce, Work
 from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.profiler import StepProfiler
 from lightning_gradsched.runtime.recorder import Recorder
@@ -77,6 +81,7 @@ class Reducer:
         self._launch_order: list[Bucket] = []
         self._wait_order: list[Bucket] = []
         self._launched = 0  # how many of _launch_order
+        self._n_reduced = 0  # backwards
         self._state = State.IDLE
         self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
         self._announced = False  # whether the running cycle's root has been seen
@@ -86,6 +91,9 @@ class Reducer:
         self._coming: set[Slot] | None = None
         self.recorder: Recorder | None = None
         self.profiler: StepProfiler | None = None
+        self.nan_watch: NanWatch | None = None
+        # How to wait for a work; its bucket is for errors.
+        self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
         self.add(params)
 
     @property
@@ -93,11 +101,18 @@ class Reducer:
         """In launch order; empty before the first backward."""
         return self._launch_order
 
+    def progress(self) -> str:
+        """What it is doing, for other ranks' errors; may be asked by any thread."""
+        if self._state is State.RUNNING:
+            return f"in backward {self._n_reduced + 1}"
+        return f"after {self._n_reduced} backwards, not in one"
+
     def add(self, params: Mapping[str, Tensor], *, sparse: Container[str] = ()) -> None:
         """Reduce these too, by a new plan, to be made at the next backward.
 
         ``sparse``: names of those whose gradients are sparse.
         """
+
         for name, param in params.items():
             self._slots[name] = slot = Slot(name, param, self._unplanned, name in sparse)
             self._handles.append(self._watch(slot))
@@ -237,10 +252,14 @@ class Reducer:
                 return
             self._launch(bucket)
 
-    def _launch(self, bucket: Bucket) -> None:
+    def _launch(self, bucket: Bucket, *, void: bool = False) -> None:
         if self.recorder is not None:
             self.recorder.turn_came(bucket.number)
         bucket.fill()
+        if void:
+            bucket.void()
+        if self.nan_watch is not None:
+            self.nan_watch.look_before(bucket)
         is_last = self._launched + 1 == len(self._launch_order)
         bucket.work = self.transport.send(bucket, is_last=is_last)
         bucket.in_flight = True
@@ -255,8 +274,10 @@ class Reducer:
                 self._reduce_rest()
                 for tally in self._tallies():
                     tally.clear()
-        finally:
-            self._close()
+        except BaseException:
+            self._final_callback = lambda: None  # see [Note: a backward that raised]
+            raise
+        self._close()
 
     def _reduce_rest(self) -> None:
         if self.recorder is not None:
@@ -270,22 +291,17 @@ class Reducer:
         for bucket in self._wait_order:
             self._wait(bucket)
             bucket.publish()
+        if self.nan_watch is not None:
+            self.nan_watch.look_after(self._launch_order)
         self._learn()
+        self._n_reduced += 1
         if self.recorder is not None:
             self.recorder.ended()
         self._after_reduction()
 
     def _wait(self, bucket: Bucket) -> None:
         assert bucket.work is not None
-        try:
-            bucket.work.wait()
-        except ReductionError:  # of a communication hook, which has named itself
-            raise
-        except RuntimeError as error:
-            raise ReductionError(
-                f"the reduction of {bucket} did not finish: {error}. Another rank has failed or is"
-                " slower than stall_timeout_s; see the first error among the ranks' logs."
-            ) from error
+        self.wait(bucket.work, bucket)
 
     def _learn(self) -> None:
         """Prepare the next cycle's [Note: absence] where this one was not all regular."""
@@ -303,8 +319,11 @@ class Reducer:
         self._state = State.IDLE
 
     def _close_if_cut_off(self) -> None:
-        """See [Note: a backward that raised]. What was launched is waited for first."""
+        """See [Note: a backward that raised]."""
         if self._state is State.RUNNING and self._final_callback() is None:
+            if self._certain or any(tally.arrived for tally in self._tallies()):
+                for bucket in self._launch_order[self._launched :]:
+                    self._launch(bucket, void=True)
             for bucket in self._launch_order[: self._launched]:
                 self._wait(bucket)
             self._close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
+from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
@@ -75,11 +76,8 @@ class GradientScheduler:
             self._collectives,
             {
                 "lightning_gradsched": lightning_gradsched.__version__,
-                "planner": self._config.planner_name,
-                "group_nbytes": self._config.group_nbytes,
                 "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-                "reduce_dtype": self._config.reduce_dtype,
-                "broadcast_buffers": self._config.broadcast_buffers,
+                **consensus.settings_to_agree(self._config),
             },
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
@@ -89,6 +87,9 @@ class GradientScheduler:
         if self._config.reduce_dtype is not None:
             dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
             self._reducer.transport = CastTransport(self._collectives, dtype)
+        watchdog = self._collectives.watchdog
+        watchdog.describe_by(_weakly(self._reducer))
+        self._reducer.wait, self._reducer.nan_watch = watchdog.wait, NanWatch(watchdog)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._sparse = sparse_parameters(module)
@@ -288,6 +289,16 @@ class GradientScheduler:
             self._reducer.forget_plan()
             self._reducer.recorder = None  # a step that makes a plan is like no other
         self._reducer.profiler = self._planning.profiler
+
+
+def _weakly(reducer: Reducer) -> Callable[[], str]:
+    progress = weakref.WeakMethod(reducer.progress)
+
+    def describe() -> str:
+        method = progress()
+        return method() if method is not None else "its engine is gone"
+
+    return describe
 
 
 def _group_infos(

@@ -1,0 +1,150 @@
+"""Jobs in which something goes wrong, seen from outside: what each rank said, how it ended."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_gradsched import GradientScheduler, GradSchedConfig
+from tests import ranks as _preloaded  # noqa: F401  what the fork server has imported
+
+ROOT = Path(__file__).parents[2]
+FAULTY_STEP = 3
+# The ranks that are not at fault have this long to end by themselves; then they are killed.
+LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a rank ended: its exit code (negative: the signal), and its standard error."""
+
+    exit_code: int
+    said: str
+
+    @property
+    def last_error(self) -> str:
+        """The last line that names an exception of ours."""
+        lines = [line for line in self.said.splitlines() if "lightning_gradsched.errors." in line]
+        return lines[-1] if lines else self.said
+
+
+def kill_itself(_grad: Tensor) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def go_wrong(fault: str, net: nn.Sequential) -> None:
+    if fault == "kill":
+        kill_itself(torch.empty(0))
+    elif fault == "kill_in_backward":
+        net[1].weight.register_hook(kill_itself)
+    elif fault == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "sleep":
+        time.sleep(LIMIT_S)
+    elif fault == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(LIMIT_S)
+    elif fault == "raise":
+        raise ZeroDivisionError("no such luck")
+
+
+def train(fault: str, rank_at_fault: int, stall_timeout_s: float) -> None:
+    """One rank; its number, the ranks' count and the store's address are in the environment."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
+    is_at_fault = dist.get_rank() == rank_at_fault
+    if is_at_fault and fault == "absent":
+        time.sleep(LIMIT_S)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    config = GradSchedConfig(planner="single", stall_timeout_s=stall_timeout_s)
+    scheduler = GradientScheduler(net, config)
+    for step in range(10_000):
+        if is_at_fault and step == FAULTY_STEP:
+            go_wrong(fault, net)
+        net.zero_grad()
+        net(torch.ones(2, 4)).square().sum().backward()
+        if step == FAULTY_STEP:
+            print("past the faulty step", file=sys.stderr, flush=True)
+        if fault == "link":
+            time.sleep(0.05)
+    scheduler.detach()
+
+
+def run_forked(n_ranks: int, folder: Path, *job: Any) -> list[Ended]:
+    """``train(*job)`` in forks of a warm process: quick to start, but without Python's own end."""
+    port = free_port()
+    logs = [folder / f"rank{rank}.log" for rank in range(n_ranks)]
+    context = mp.get_context("forkserver")
+    processes = []
+    for rank, log in enumerate(logs):
+        args = (environment(rank, n_ranks, port), str(log), job)
+        processes.append(context.Process(target=_forked, args=args, daemon=True))
+        processes[-1].start()
+    _, rank_at_fault, *_ = job
+    for rank, process in enumerate(processes):
+        if rank != rank_at_fault:
+            process.join(LIMIT_S)
+    for process in processes:
+        process.kill()
+        process.join()
+    codes = [process.exitcode or 0 for process in processes]
+    return [Ended(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+def _forked(env: dict[str, str], log: str, job: tuple[Any, ...]) -> None:
+    os.environ.update(env)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 2)
+    train(*job)
+
+
+def launch(
+    rank: int,
+    n_ranks: int,
+    port: int,
+    log: Path,
+    *job: Any,
+    host: str = "127.0.0.1",
+    prefix: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """``train(*job)`` as a program of its own; ``prefix``: the command that starts it."""
+    command = [*prefix, sys.executable, "-m", __name__, *map(str, job)]
+    env = {**os.environ, **environment(rank, n_ranks, port), "MASTER_ADDR": host}
+    with open(log, "w") as file:
+        return subprocess.Popen(command, env=env, cwd=ROOT, stderr=file)
+
+
+def environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -1,0 +1,78 @@
+"""``detect_anomaly``: a NaN in the mean over ranks is named on every rank, with whose it was."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
+from tests.ranks import errors_of_ranks, run_ranks
+from tests.strategy import modules
+from tests.strategy.test_fit import trainer
+
+NAN, INF = float("nan"), float("inf")
+
+
+def backward_with(rank: int, values: tuple[float, float], in_anomaly_mode: bool) -> list[float]:
+    """Each rank's gradient of the second bias has its ``value`` at one place."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=6.0)
+    GradientScheduler(net, config)
+    for step in range(2):
+        if step == 1:
+            net[1].bias.register_hook(lambda grad: grad + torch.tensor([0.0, values[rank]]))
+        net.zero_grad()
+        with torch.autograd.detect_anomaly() if in_anomaly_mode else nullcontext():
+            net(torch.ones(1, 2)).sum().backward()
+    return net[1].bias.grad.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize(
+    ("values", "who"),
+    [
+        ((0.0, NAN), "hold NaN; rank 1 sent NaN or inf in gradients of 1.bias"),
+        ((INF, -INF), "rank 0 sent NaN or inf in gradients of 1.bias; rank 1 sent NaN or inf in"),
+    ],
+)
+def test_the_parameter_and_the_rank_are_named_on_all(values: tuple[float, float], who: str) -> None:
+    for message in errors_of_ranks(2, backward_with, values, True):
+        assert message.startswith(
+            "ReductionError: detect_anomaly: the reduced gradients of 1.bias hold NaN"
+        )
+        assert who in message
+
+
+@pytest.mark.parametrize(("values", "anomaly"), [((0.0, INF), True), ((0.0, NAN), False)])
+def test_otherwise_they_reach_all_ranks_alike(values: tuple[float, float], anomaly: bool) -> None:
+    """An inf is loss scaling's business, in anomaly mode too; a NaN without it the optimizer's."""
+    first, second = run_ranks(2, backward_with, values, anomaly)
+    assert str(first) == str(second)
+    assert str(first[1]) == str(values[1])
+
+
+class NanOnOneRank(modules.Regression):
+    """Rank 1's gradient of one parameter is NaN, from the second step on."""
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self.trainer.global_step == 1 and self.global_rank == 1:
+            self.encode.weight.register_hook(lambda grad: grad * NAN)
+
+
+def fit(rank: int) -> Any:
+    strategy = GradSchedStrategy(stall_timeout_s=6.0)
+    return trainer(strategy, detect_anomaly=True).fit(NanOnOneRank())
+
+
+def test_in_lightning() -> None:
+    pl.seed_everything(0, verbose=False)
+    for message in errors_of_ranks(2, fit):
+        assert message.startswith("ReductionError: detect_anomaly: the reduced gradients of")
+        assert "encode.weight" in message
+        assert "; rank 1 sent NaN or inf in gradients of encode.weight" in message

@@ -1,0 +1,173 @@
+"""An exception or Ctrl-C in forward, in backward or in its wait; and the steps after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
+from tests.parity.reference import average_gradients
+from tests.ranks import errors_of_ranks, run_ranks
+from tests.strategy import modules
+from tests.strategy.test_fit import trainer
+
+
+class Net(nn.Module):
+    """Three layers; ``trouble`` may raise in the forward or the backward of any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.trouble = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = torch.tanh(layer(x))
+            if self.trouble == f"forward {i}":
+                raise KeyboardInterrupt
+            if self.trouble == f"backward {i}":
+                x.register_hook(_interrupt)
+        return x
+
+
+def _interrupt(_grad: Tensor) -> None:
+    raise KeyboardInterrupt
+
+
+def steps_around(rank: int, trouble: tuple[str, str], accumulates: bool) -> tuple[bool, list[str]]:
+    """Step 1 is cut off on each rank where ``trouble`` says; whether all others are right."""
+    torch.manual_seed(0)
+    net = Net()
+    plain = deepcopy(net)
+    scheduler = GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    right, caught = True, []
+    for step in range(4):
+        x = torch.full((2, 4), 0.1 * (rank + 1 + step))
+        if step != 1 or not accumulates:
+            net.zero_grad()
+        net.trouble = trouble[rank] if step == 1 else ""
+        try:
+            net(x).square().sum().backward()
+        except KeyboardInterrupt:
+            caught.append(net.trouble)
+            net.zero_grad()
+            continue
+        plain.zero_grad()
+        plain(x).square().sum().backward()
+        average_gradients(plain)
+        ours, theirs = net.parameters(), plain.parameters()
+        right &= all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+    scheduler.detach()
+    return right, caught
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        ("forward 1", "forward 2"),
+        ("backward 0", "backward 0"),
+        ("backward 1", "backward 0"),  # each wherever it was
+        ("backward 0", "backward 1"),
+    ],
+)
+def test_all_ranks_cut_off_alike_go_on(trouble: tuple[str, str], accumulates: bool) -> None:
+    for rank, result in enumerate(run_ranks(2, steps_around, trouble, accumulates)):
+        assert result == (True, [trouble[rank]])
+
+
+def one_cut_off(rank: int) -> list[bool]:
+    """Rank 1 catches an error of its backward and goes on; which parameters hold NaN then."""
+    torch.manual_seed(0)
+    net = Net()
+    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    nans = []
+    for step in range(3):
+        net.zero_grad()
+        net.trouble = "backward 1" if (step, rank) == (1, 1) else ""
+        try:
+            net(torch.full((2, 4), 0.1 * (rank + 1))).square().sum().backward()
+        except KeyboardInterrupt:
+            continue
+        nans.append(any(p.grad.isnan().any() for p in net.parameters()))
+    return nans
+
+
+def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest() -> None:
+    whole, cut_off = run_ranks(2, one_cut_off)
+    assert whole == [False, True, False]
+    assert cut_off == [False, False]
+
+
+def interrupted_in_the_wait(rank: int) -> tuple[bool, bool]:
+    """Rank 1 comes late; rank 0 gets Ctrl-C while it waits, and so does rank 1 in forward."""
+    torch.manual_seed(0)
+    net = Net()
+    plain = deepcopy(net)
+    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    caught = False
+    for step in range(3):
+        x = torch.full((2, 4), 0.1 * (rank + 1 + step))
+        net.zero_grad()
+        if (step, rank) == (1, 0):
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        if (step, rank) == (1, 1):
+            time.sleep(2.5)
+            net.layers[0].weight.register_hook(lambda grad: time.sleep(0.1) or grad)
+        try:
+            net(x).square().sum().backward()
+        except KeyboardInterrupt:
+            caught = True
+    plain(x).square().sum().backward()
+    average_gradients(plain)
+    pairs = zip(net.parameters(), plain.parameters(), strict=True)
+    return caught, all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+def test_ctrl_c_ends_the_wait_for_a_late_rank() -> None:
+    first, second = run_ranks(2, interrupted_in_the_wait)
+    assert first == (True, True), "and the next step is right: nothing of the old one is in flight"
+    assert second == (False, True)
+
+
+class OneRankRaises(modules.Regression):
+    def on_train_batch_start(self, _batch: Any, batch_idx: int) -> None:
+        if (self.global_rank, batch_idx) == (1, 2):
+            raise ZeroDivisionError("no such luck")
+
+
+def fit(rank: int) -> None:
+    trainer(GradSchedStrategy(stall_timeout_s=10.0)).fit(OneRankRaises())
+
+
+def test_in_lightning_the_error_of_one_rank_is_told_to_the_others() -> None:
+    first, second = errors_of_ranks(2, fit)
+    assert second == "ZeroDivisionError: no such luck"
+    assert first.startswith("ReductionError: rank 0 waited")
+    assert "Rank 1 has ended: its engine was detached after ZeroDivisionError: no such" in first
+
+
+def one_raises(rank: int) -> None:
+    net = Net()
+    GradientScheduler(net, GradSchedConfig(stall_timeout_s=4.0))
+    for step in range(3):
+        if (rank, step) == (1, 2):
+            raise ZeroDivisionError("no such luck")
+        net(torch.ones(1, 4)).sum().backward()
+
+
+def test_an_error_on_one_rank_is_one_on_the_others() -> None:
+    first, second, third = errors_of_ranks(3, one_raises)
+    assert second == "ZeroDivisionError: no such luck"
+    for message in (first, third):
+        assert message.startswith("ReductionError: rank ")
+        assert "group 0 (layers.2.bias, layers.2.weight, layers.1.bias and 3 more)" in message
+        assert "Rank 1 " in message
