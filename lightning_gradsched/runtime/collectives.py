@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from time import perf_counter
 from typing import Any, Protocol
@@ -11,6 +12,14 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
+
+# How often the control thread, while it waits for other ranks, looks whether it is to end.
+STOP_CHECK_S = 0.5
+# How many control groups this process has made: their store's keys must never be met again.
+_n_control_groups = 0
+# Groups closed while a collective of theirs was under way: what destroys one waits for that.
+_left_running: list[Any] = []
 
 
 class Work(Protocol):
@@ -49,6 +58,9 @@ class Collectives:
         self.on_cuda = device.type == "cuda" and self.backend != "gloo"
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
+        self.rank = dist.get_rank(self._group)
+        self._given_device = device
+        self._timeout_s = timeout_s
 
     def close(self) -> None:
         """Give back the process group that was made here, and end its threads. Idempotent."""
@@ -61,6 +73,15 @@ class Collectives:
     def all_reduce(self, flat: Tensor) -> Work:
         work: Work = dist.all_reduce(flat, group=self._group, async_op=True)
         return work
+
+    def control_group(self) -> ControlGroup:
+        """Connections of the same ranks on the CPU, for a thread of its own. Collective."""
+        global _n_control_groups
+        (number,) = self.max([_n_control_groups])
+        _n_control_groups = number + 1
+        ranks = "_".join(map(str, dist.get_process_group_ranks(self._group)))
+        store = PrefixStore(f"gradsched_control/{ranks}/{number}", _get_default_store())
+        return ControlGroup(store, self.rank, self.world_size, self._given_device, self._timeout_s)
 
     def sum(self, values: Iterable[int]) -> list[int]:
         """Elementwise sum over the ranks of 64-bit integers."""
@@ -118,3 +139,116 @@ class Collectives:
         tensor = torch.tensor(list(values), dtype=torch.int64, device=self._device)
         dist.all_reduce(tensor, op=op, group=self._group)
         return [int(value) for value in tensor.tolist()]
+
+
+class ControlGroup:
+    """ANDs readiness bits over the ranks, on gloo: NCCL reduces no bits.
+
+    By pairs of ranks, as the edges of a hypercube: log2(n) small all-reduces of two ranks, and as
+    many connections a rank. gloo's own all-reduce over all ranks passes the bits round a ring, 2
+    (n - 1) messages one after the other, and connects each rank with each. Ranks beyond the
+    greatest power of two tell a partner before the others begin, and hear of the result after;
+    saying a bit twice does an AND no harm.
+
+    The pairs are made outside of ``dist.new_group``, whose count of groups must be the same on all
+    ranks of the job, of which these may be a few. ``device`` is the gradients'.
+    """
+
+    def __init__(
+        self, store: Store, rank: int, world_size: int, device: torch.device, timeout_s: float
+    ) -> None:
+        options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        options._threads = 1
+        options._timeout = timedelta(seconds=timeout_s)
+        self._partners = hypercube_partners(rank, world_size)
+        self._pairs: dict[int, Any] = {
+            partner: _pair(store, rank, partner, options) for partner in self._partners
+        }
+        self._works: list[dist.Work] = []  # of the last cycle, kept for the reason in Bucket.work
+        self._device = device
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def intersect(self, bits: int, n_bits: int, stop: Callable[[], bool]) -> int | None:
+        """The bits that all ranks have set, or None once ``stop()``: the group is then of no use.
+
+        Raises ``RuntimeError`` where another rank has gone or does not come in time.
+        """
+        n_words = -(-n_bits // 64)
+        words = torch.tensor(struct.unpack(f"<{n_words}q", bits.to_bytes(8 * n_words, "little")))
+        self._works.clear()
+        for partner in self._partners:
+            work = self._pairs[partner].allreduce([words], _BITWISE_AND)
+            self._works.append(work)
+            if not _wait_unless(work, stop):
+                return None
+        return int.from_bytes(struct.pack(f"<{n_words}q", *words.tolist()), "little")
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The work that this thread's stream has given to the device so far; None on a CPU."""
+        if self._side is None:
+            return None
+        event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
+        return event
+
+    @contextmanager
+    def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
+        """Collectives begun within it wait for ``mark``, and not for what was queued since.
+
+        A thread begins on device 0 and its default stream, which backward may not use at all. This
+        makes current the right device and a stream of its own; NCCL waits for the current stream.
+        """
+        if self._side is None or mark is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            self._side.wait_event(mark)
+            yield
+
+    def close(self) -> None:
+        """Let go of the connections. Idempotent; not while another thread is in ``intersect``."""
+        if not all(work.is_completed() for work in self._works):
+            _left_running.extend(self._pairs.values())
+        self._pairs.clear()
+
+
+def hypercube_partners(rank: int, world_size: int) -> list[int]:
+    """With whom ``rank`` ANDs its bits, one after the other, so that each has all ranks' at last.
+
+    >>> [hypercube_partners(rank, 5) for rank in range(5)]
+    [[4, 1, 2, 4], [0, 3], [3, 0], [2, 1], [0, 0]]
+    """
+    corners = 1 << world_size.bit_length() - 1  # the greatest power of two
+    if rank >= corners:
+        return [rank - corners] * 2
+    beyond = [rank + corners] if rank + corners < world_size else []
+    return [*beyond, *(rank ^ 1 << k for k in range(corners.bit_length() - 1)), *beyond]
+
+
+def _pair(store: Store, rank: int, partner: int, options: Any) -> Any:
+    low, high = sorted((rank, partner))
+    # torch's stubs leave out this constructor and the collectives of what it makes.
+    make: Any = dist.ProcessGroupGloo
+    return make(PrefixStore(f"{low}_{high}", store), int(rank > partner), 2, options)
+
+
+def _bitwise_and() -> dist.AllreduceOptions:
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp(dist.ReduceOp.BAND)
+    return options
+
+
+_BITWISE_AND = _bitwise_and()
+
+
+def _wait_unless(work: dist.Work, stop: Callable[[], bool]) -> bool:
+    """Whether ``work`` has ended before ``stop()``."""
+    while not stop():
+        try:
+            work.wait(timedelta(seconds=STOP_CHECK_S))
+        except RuntimeError:
+            if work.is_completed():
+                raise
+            continue
+        return True
+    return False

@@ -14,6 +14,10 @@ after a parameter has once been missing: nets that use all of their parameters n
 
 [Note: a backward that raised] Autograd drops the final callback of a backward that raises. A cycle
 that is open though its callback is gone is therefore one that an exception cut off.
+
+[Note: whose turn] By a static schedule a full bucket's turn comes when those before it have been
+launched. Where the ranks negotiate, a full bucket is filled at once and handed over; the control
+thread launches it when all ranks have it (see runtime/readiness.py).
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, auto
+from functools import partial
 from itertools import chain
 
 from torch import Tensor
@@ -33,8 +38,10 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.bucket import HOLD, Bucket, Origin, Slot, Tally
 from lightning_gradsched.runtime.collectives import AllReduce
+from lightning_gradsched.runtime.fill_order import FillOrderWatch
 from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.profiler import StepProfiler
+from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Recorder
 
 # Names in local ready order -> the plan and schedule that all ranks agreed on. Collective.
@@ -67,8 +74,10 @@ class Reducer:
         self._slots: dict[str, Slot] = {}
         self._handles: list[RemovableHandle] = []
         self._launch_order: list[Bucket] = []
+        self._turns: dict[Bucket, int] = {}  # their places in it
         self._wait_order: list[Bucket] = []
-        self._launched = 0  # how many of _launch_order
+        self._launched: list[Bucket] = []  # in this order; until they have been waited for
+        self._negotiation: Negotiation | None = None
         self._state = State.IDLE
         self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
         self._announced = False  # whether the running cycle's root has been seen
@@ -78,6 +87,7 @@ class Reducer:
         self._coming: set[Slot] | None = None
         self.recorder: Recorder | None = None
         self.profiler: StepProfiler | None = None
+        self.fill_order: FillOrderWatch | None = None
         self.add(params)
 
     @property
@@ -103,7 +113,12 @@ class Reducer:
         """Have the next backward ask for a plan. Not while a backward that is planned runs."""
         for slot in self._slots.values():
             slot.move_to(self._unplanned)
-        self._launch_order, self._wait_order = [], []
+        self._launch_order, self._wait_order, self._turns = [], [], {}
+
+    def negotiate(self, negotiation: Negotiation) -> None:
+        """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
+        self._negotiation = negotiation
+        negotiation.expect(len(self._launch_order))
 
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""
@@ -164,7 +179,7 @@ class Reducer:
         Variable._execution_engine.queue_callback(final_callback)
         self._final_callback = weakref.ref(final_callback)
         self._state = State.RUNNING
-        self._announced, self._certain, self._launched = False, certain, 0
+        self._announced, self._certain = False, certain
         if self.recorder is not None:
             self.recorder.backward_began()
         if self.profiler is not None:
@@ -180,7 +195,17 @@ class Reducer:
         self._announced = True
         for bucket in self._launch_order:
             bucket.pending = HOLD if bucket.holds else self._n_missing(bucket)
-        self._launch_full()
+        if self._negotiation is None:
+            self._launch_full()
+        else:
+            self._open_round(self._negotiation)
+
+    def _open_round(self, negotiation: Negotiation) -> None:
+        if self._certain:
+            negotiation.open()
+        for bucket in self._launch_order:
+            if bucket.pending <= 0:
+                self._offer(negotiation, bucket)
 
     def _n_missing(self, bucket: Bucket) -> int:
         """How many members have not come and may still come; see [Note: absence]."""
@@ -201,7 +226,12 @@ class Reducer:
         self._refuse_if_late(slot)
         if self.recorder is not None and isinstance(slot.tally, Bucket):
             self.recorder.ready(slot.tally.number)
-        self._launch_full()
+        if self._negotiation is None:
+            self._launch_full()
+        elif isinstance(slot.tally, Bucket):
+            self._offer(self._negotiation, slot.tally)
+        if self.fill_order is not None and isinstance(slot.tally, Bucket):
+            self.fill_order.filled(slot.tally.number, waits=not slot.tally.in_flight)
 
     def _refuse_if_late(self, slot: Slot) -> None:
         bucket = slot.tally
@@ -216,8 +246,8 @@ class Reducer:
         )
 
     def _launch_full(self) -> None:
-        while self._launched < len(self._launch_order):
-            bucket = self._launch_order[self._launched]
+        while len(self._launched) < len(self._launch_order):
+            bucket = self._launch_order[len(self._launched)]
             if bucket.pending > 0:
                 return
             self._launch(bucket)
@@ -225,10 +255,27 @@ class Reducer:
     def _launch(self, bucket: Bucket) -> None:
         if self.recorder is not None:
             self.recorder.turn_came(bucket.number)
+        self._fill(bucket)
+        self._send(bucket)
+
+    def _offer(self, negotiation: Negotiation, bucket: Bucket) -> None:
+        """From here on the bucket is the control thread's; see [Note: two threads]."""
+        self._fill(bucket)
+        negotiation.offer(self._turns[bucket], partial(self._launch_agreed, bucket))
+
+    def _launch_agreed(self, bucket: Bucket) -> None:
+        """In the control thread."""
+        if self.recorder is not None:
+            self.recorder.turn_came(bucket.number)
+        self._send(bucket)
+
+    def _fill(self, bucket: Bucket) -> None:
         bucket.fill(1.0 / self._network.world_size)
-        bucket.work = self._network.all_reduce(bucket.flat)
         bucket.in_flight = True
-        self._launched += 1
+
+    def _send(self, bucket: Bucket) -> None:
+        bucket.work = self._network.all_reduce(bucket.flat)
+        self._launched.append(bucket)
         if self.recorder is not None:
             self.recorder.launched(bucket.number, bucket.work)
 
@@ -249,15 +296,25 @@ class Reducer:
             self.profiler.backward_ended()
         if not self._launch_order:
             self._plan_from(self._unplanned.arrived)
-        for bucket in self._launch_order[self._launched :]:
-            self._launch(bucket)
+        self._launch_rest()
         for bucket in self._wait_order:
             self._wait(bucket)
             bucket.publish()
+        self._launched.clear()
         self._learn()
         if self.recorder is not None:
             self.recorder.ended()
         self._after_reduction()
+
+    def _launch_rest(self) -> None:
+        if self._negotiation is None:
+            for bucket in self._launch_order[len(self._launched) :]:
+                self._launch(bucket)
+            return
+        for bucket in self._launch_order:
+            if not bucket.in_flight:
+                self._offer(self._negotiation, bucket)
+        self._negotiation.finish()
 
     def _wait(self, bucket: Bucket) -> None:
         assert bucket.work is not None
@@ -282,14 +339,23 @@ class Reducer:
             tally.pending = HOLD
         for bucket in self._launch_order:
             bucket.in_flight = False
+        if self._negotiation is not None:
+            self._negotiation.give_up()  # what an exception has left open
         self._state = State.IDLE
 
     def _close_if_cut_off(self) -> None:
-        """See [Note: a backward that raised]. What was launched is waited for first."""
+        """See [Note: a backward that raised]. What was launched is waited for."""
         if self._state is State.RUNNING and self._final_callback() is None:
-            for bucket in self._launch_order[: self._launched]:
-                self._wait(bucket)
             self._close()
+        if self._state is State.IDLE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for what a backward that was cut off, even in its last callback, left under way."""
+        if self._negotiation is not None:
+            self._negotiation.settle()
+        while self._launched:
+            self._wait(self._launched.pop(0))
 
     def _tallies(self) -> Iterable[Tally]:
         return chain([self._unplanned], self._launch_order)
@@ -312,4 +378,7 @@ class Reducer:
             for number, names in enumerate(plan.groups)
         ]
         self._launch_order = [buckets[group] for group in schedule.launches]
+        self._turns = {bucket: turn for turn, bucket in enumerate(self._launch_order)}
         self._wait_order = [buckets[group] for group in schedule.waits]
+        if self._negotiation is not None:
+            self._negotiation.expect(len(buckets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +19,19 @@ from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.core.report import GroupInfo, OverlapReport
-from lightning_gradsched.core.schedule import ReductionSchedule
+from lightning_gradsched.core.schedule import ReductionSchedule, Verdict
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.fill_order import WATCHED_STEPS, FillOrderWatch
 from lightning_gradsched.runtime.planning import Planning
+from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
 from lightning_gradsched.runtime.trial import TriedPlan
+
+logger = logging.getLogger(__name__)
 
 
 class GradientScheduler:
@@ -69,12 +74,18 @@ class GradientScheduler:
                 "lightning_gradsched": lightning_gradsched.__version__,
                 "planner": self._config.planner_name,
                 "group_nbytes": self._config.group_nbytes,
+                "schedule": self._config.schedule,
             },
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
         self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        self._negotiation: Negotiation | None = None
+        if self._config.schedule == "negotiated":
+            self._negotiate()
+        elif self._config.schedule == "auto":
+            self._reducer.fill_order = FillOrderWatch(self._collectives)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._take_trainable()
@@ -90,6 +101,11 @@ class GradientScheduler:
     def schedule(self) -> ReductionSchedule | None:
         """The order of launches and waits; None before the first backward."""
         return self._planning.schedule
+
+    @property
+    def schedule_in_force(self) -> str:
+        """``"static"`` or ``"negotiated"``: what ``schedule="auto"`` has come to so far."""
+        return "static" if self._negotiation is None else "negotiated"
 
     @property
     def profile(self) -> BackwardProfile | None:
@@ -144,6 +160,8 @@ class GradientScheduler:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
         self._planning.close()
+        if self._negotiation is not None:
+            self._negotiation.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
         self._reducer.detach()
@@ -171,6 +189,8 @@ class GradientScheduler:
     def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
         plan, schedule = self._planning.make(seen)
         self._records.start(_group_infos(plan, schedule, self._params))
+        if self._reducer.fill_order is not None:
+            self._reducer.fill_order.restart()
         return plan, schedule
 
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
@@ -199,6 +219,32 @@ class GradientScheduler:
             self._reducer.forget_plan()
             self._reducer.recorder = None  # a step that makes a plan is like no other
         self._reducer.profiler = self._planning.profiler
+        if self._reducer.fill_order is not None:
+            self._follow_fill_order(self._reducer.fill_order)
+
+    def _follow_fill_order(self, watch: FillOrderWatch) -> None:
+        verdict = watch.step_ended()
+        if verdict is Verdict.REPLAN:
+            self._reducer.forget_plan()
+            self._reducer.recorder = None
+        elif verdict is Verdict.NEGOTIATE:
+            self._reducer.fill_order = None
+            self._negotiate()
+            if self._collectives.rank == 0:
+                logger.warning(
+                    "full groups waited for others in at least half of the last %d steps, as the"
+                    " ranks fill them in orders of their own: from now on the ranks negotiate."
+                    " schedule='negotiated' does so from the first step.",
+                    WATCHED_STEPS,
+                )
+
+    def _negotiate(self) -> None:
+        """Collective."""
+        control = self._collectives.control_group()
+        self._negotiation = Negotiation(control, self._config.stall_timeout_s)
+        self._reducer.negotiate(self._negotiation)
+        # The thread holds the negotiation, but nothing of this; so it ends with this or at exit.
+        weakref.finalize(self, self._negotiation.close)
 
 
 def _group_infos(
