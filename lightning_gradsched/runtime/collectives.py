@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import pairwise
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 
 # How often the control thread, while it waits for other ranks, looks whether it is to end.
 STOP_CHECK_S = 0.5
+# The control plane's rings have up to 8 ranks: below that, another ring costs more than messages.
+MAX_RING_BITS = 3
 # How many control groups this process has made: their store's keys must never be met again.
 _n_control_groups = 0
 # Groups closed while a collective of theirs was under way: what destroys one waits for that.
@@ -144,26 +147,28 @@ class Collectives:
 class ControlGroup:
     """ANDs readiness bits over the ranks, on gloo: NCCL reduces no bits.
 
-    By pairs of ranks, as the edges of a hypercube: log2(n) small all-reduces of two ranks, and as
-    many connections a rank. gloo's own all-reduce over all ranks passes the bits round a ring, 2
-    (n - 1) messages one after the other, and connects each rank with each. Ranks beyond the
-    greatest power of two tell a partner before the others begin, and hear of the result after;
-    saying a bit twice does an AND no harm.
+    In rings of up to 8 ranks, one ring after the other as along the dimensions of a cube: the
+    messages that follow one another, and the connections of a rank, grow with the logarithm of the
+    number of ranks. gloo's all-reduce over all of them would be one ring: 2 (n - 1) messages in a
+    row, and a connection of each rank with each. Ranks beyond the greatest power of two tell a
+    partner before the others begin, and hear the result after; to say a bit twice does an AND no
+    harm.
 
-    The pairs are made outside of ``dist.new_group``, whose count of groups must be the same on all
+    The rings are made outside of ``dist.new_group``, whose count of groups must be the same on all
     ranks of the job, of which these may be a few. ``device`` is the gradients'.
     """
 
     def __init__(
         self, store: Store, rank: int, world_size: int, device: torch.device, timeout_s: float
     ) -> None:
+        # Of private name, but the only way to one thread a ring and one device for all.
         options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_default_device()]
         options._threads = 1
         options._timeout = timedelta(seconds=timeout_s)
-        self._partners = hypercube_partners(rank, world_size)
-        self._pairs: dict[int, Any] = {
-            partner: _pair(store, rank, partner, options) for partner in self._partners
+        self._way = cube_rings(rank, world_size)
+        self._rings = {
+            ring: _connect(store, ring, rank, options) for ring in dict.fromkeys(self._way)
         }
         self._works: list[dist.Work] = []  # of the last cycle, kept for the reason in Bucket.work
         self._device = device
@@ -177,8 +182,8 @@ class ControlGroup:
         n_words = -(-n_bits // 64)
         words = torch.tensor(struct.unpack(f"<{n_words}q", bits.to_bytes(8 * n_words, "little")))
         self._works.clear()
-        for partner in self._partners:
-            work = self._pairs[partner].allreduce([words], _BITWISE_AND)
+        for ring in self._way:
+            work = self._rings[ring].allreduce([words], _BITWISE_AND)
             self._works.append(work)
             if not _wait_unless(work, stop):
                 return None
@@ -208,28 +213,39 @@ class ControlGroup:
     def close(self) -> None:
         """Let go of the connections. Idempotent; not while another thread is in ``intersect``."""
         if not all(work.is_completed() for work in self._works):
-            _left_running.extend(self._pairs.values())
-        self._pairs.clear()
+            _left_running.extend(self._rings.values())
+        self._rings.clear()
 
 
-def hypercube_partners(rank: int, world_size: int) -> list[int]:
-    """With whom ``rank`` ANDs its bits, one after the other, so that each has all ranks' at last.
+def cube_rings(rank: int, world_size: int) -> list[tuple[int, ...]]:
+    """The rings of ranks in which ``rank`` ANDs its bits in turn, to have all ranks' at last.
 
-    >>> [hypercube_partners(rank, 5) for rank in range(5)]
-    [[4, 1, 2, 4], [0, 3], [3, 0], [2, 1], [0, 0]]
+    >>> [cube_rings(rank, 5) for rank in (0, 1, 4)]
+    [[(0, 4), (0, 1, 2, 3), (0, 4)], [(0, 1, 2, 3)], [(0, 4), (0, 4)]]
+    >>> cube_rings(5, 16)
+    [(4, 5, 6, 7), (1, 5, 9, 13)]
     """
-    corners = 1 << world_size.bit_length() - 1  # the greatest power of two
+    n_bits = world_size.bit_length() - 1  # of the ranks below the greatest power of two
+    corners = 1 << n_bits
     if rank >= corners:
-        return [rank - corners] * 2
-    beyond = [rank + corners] if rank + corners < world_size else []
-    return [*beyond, *(rank ^ 1 << k for k in range(corners.bit_length() - 1)), *beyond]
+        return [(rank - corners, rank)] * 2
+    beyond = [(rank, rank + corners)] if rank + corners < world_size else []
+    n_rings = -(-n_bits // MAX_RING_BITS)
+    cuts = [n_bits * i // n_rings for i in range(n_rings + 1)] if n_rings else [0]
+    return [*beyond, *(_ring(rank, low, high) for low, high in pairwise(cuts)), *beyond]
 
 
-def _pair(store: Store, rank: int, partner: int, options: Any) -> Any:
-    low, high = sorted((rank, partner))
+def _ring(rank: int, low: int, high: int) -> tuple[int, ...]:
+    """The ranks that differ from ``rank`` in the bits from ``low`` to below ``high`` alone."""
+    first = rank & ~((1 << high) - (1 << low))
+    return tuple(range(first, first + (1 << high), 1 << low))
+
+
+def _connect(store: Store, ring: tuple[int, ...], rank: int, options: Any) -> Any:
     # torch's stubs leave out this constructor and the collectives of what it makes.
     make: Any = dist.ProcessGroupGloo
-    return make(PrefixStore(f"{low}_{high}", store), int(rank > partner), 2, options)
+    name = "_".join(map(str, ring))
+    return make(PrefixStore(name, store), ring.index(rank), len(ring), options)
 
 
 def _bitwise_and() -> dist.AllreduceOptions:

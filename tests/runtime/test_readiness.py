@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.core.schedule import FillOrder, Verdict, judge
 from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.runtime.collectives import Collectives, cube_rings
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
 from lightning_gradsched.runtime.readiness import CARRY_ON, Negotiation
 from tests.parity.nets import WIDTH
@@ -211,6 +212,52 @@ def test_half_of_the_steps_must_stall_to_change_the_schedule() -> None:
     assert judge([together] * 2 + [apart] * 2) is Verdict.NEGOTIATE
     # Another order that holds nobody up, as where a rank lacks a branch, is no stall.
     assert judge([FillOrder(stalled=False, alike=False)] * 4) is Verdict.KEEP
+
+
+def intersections(rank: int, n_ranks: int) -> list[bool]:
+    """Of 200 groups, in rounds that leave out unlike ones; then with all and with none."""
+    control = Collectives(None, torch.device("cpu"), LIMIT_S).control_group()
+    everything, ok = (1 << 200) - 1, []
+    for i in range(3):
+        lacking = [1 << (63 * (r + i)) % 200 for r in range(n_ranks)]
+        common = everything
+        for bit in lacking:
+            common &= ~bit
+        ok.append(control.intersect(everything & ~lacking[rank], 200, lambda: False) == common)
+    for bits in (everything, 0):
+        ok.append(control.intersect(bits, 200, lambda: False) == bits)
+    control.close()
+    return ok
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 6])
+def test_ranks_of_any_number_and_their_bits(n_ranks: int) -> None:
+    assert run_ranks(n_ranks, intersections, n_ranks) == [[True] * 5] * n_ranks
+
+
+@pytest.mark.parametrize("n_ranks", [*range(1, 70), 1000, 1024, 27_600])
+def test_every_ranks_bits_reach_every_rank_by_rings_that_all_enter_alike(n_ranks: int) -> None:
+    ways = [cube_rings(rank, n_ranks) for rank in range(n_ranks)]
+    heard = [1 << rank if n_ranks < 100 else 0 for rank in range(n_ranks)]
+    waiting = [list(way) for way in ways]
+    # Ring by ring, in any order in which all of a ring's ranks have come to it.
+    ready = list(range(n_ranks))
+    while ready:
+        rank = ready.pop()
+        if not waiting[rank] or any(waiting[r][:1] != waiting[rank][:1] for r in waiting[rank][0]):
+            continue
+        ring = waiting[rank][0]
+        common = 0
+        for member in ring:
+            common |= heard[member]
+        for member in ring:
+            heard[member] = common
+            waiting[member].pop(0)
+        ready += ring
+    assert not any(waiting), "some ring waits for ever"
+    if n_ranks < 100:
+        assert heard == [(1 << n_ranks) - 1] * n_ranks
+    assert max(map(len, ways)) <= 2 + n_ranks.bit_length() / 3 + 1
 
 
 class Routed(nn.Module):
