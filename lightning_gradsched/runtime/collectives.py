@@ -185,7 +185,7 @@ class ControlGroup:
         for ring in self._way:
             work = self._rings[ring].allreduce([words], _BITWISE_AND)
             self._works.append(work)
-            if not _wait_unless(work, stop):
+            if not wait_unless(work, stop):
                 return None
         return int.from_bytes(struct.pack(f"<{n_words}q", *words.tolist()), "little")
 
@@ -257,14 +257,14 @@ def _bitwise_and() -> dist.AllreduceOptions:
 _BITWISE_AND = _bitwise_and()
 
 
-def _wait_unless(work: dist.Work, stop: Callable[[], bool]) -> bool:
+def wait_unless(work: Any, stop: Callable[[], bool]) -> bool:
     """Whether ``work`` has ended before ``stop()``."""
     while not stop():
         try:
             work.wait(timedelta(seconds=STOP_CHECK_S))
         except RuntimeError:
-            if work.is_completed():
-                raise
-            continue
+            if not work.is_completed():
+                continue
+            work.wait()  # its own error; none, where it has ended since the exception
         return True
     return False

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.core.schedule import FillOrder, Verdict, judge
 from lightning_gradsched.errors import ReductionError
-from lightning_gradsched.runtime.collectives import Collectives, cube_rings
+from lightning_gradsched.runtime.collectives import Collectives, cube_rings, wait_unless
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
 from lightning_gradsched.runtime.readiness import CARRY_ON, Negotiation
 from tests.parity.nets import WIDTH
@@ -258,6 +258,28 @@ def test_every_ranks_bits_reach_every_rank_by_rings_that_all_enter_alike(n_ranks
     if n_ranks < 100:
         assert heard == [(1 << n_ranks) - 1] * n_ranks
     assert max(map(len, ways)) <= 2 + n_ranks.bit_length() / 3 + 1
+
+
+class EndsAfterTheWait:
+    """A work that ends between the time-out of a wait and the look at whether it has ended."""
+
+    def __init__(self, error: str) -> None:
+        self.error = error
+
+    def wait(self, timeout: Any = None) -> None:
+        if timeout is not None:
+            raise RuntimeError("Operation timed out!")
+        if self.error:
+            raise RuntimeError(self.error)
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def test_a_work_that_ends_just_after_a_slice_of_waiting_has_not_failed() -> None:
+    assert wait_unless(EndsAfterTheWait(""), lambda: False)
+    with pytest.raises(RuntimeError, match="connection closed"):
+        wait_unless(EndsAfterTheWait("connection closed"), lambda: False)
 
 
 class Routed(nn.Module):
