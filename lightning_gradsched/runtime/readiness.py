@@ -7,7 +7,7 @@ A rank enters a cycle when it has something to say: a group that has filled up s
 before, or all of its groups. So a cycle runs at the pace of the rank that has least to say, none
 runs between backwards, and a round of n groups takes n cycles at the most: in each, every rank says
 more than before or has said all. No cycle can wait for ever, as the end of backward fills the rest.
-The price: a group may leave one group's time later than it could, where the last rank to have
+The price: a group may leave one group's time later than it could, where a rank with
 nothing new to say had it already.
 
 [Note: two threads] Backward's thread fills a bucket, hands it over by `offer` and does not touch it
@@ -147,11 +147,12 @@ class Negotiation:
             self._changed.notify_all()
         if threading.current_thread() is not self._thread:
             self._thread.join(self._timeout_s)
-            self._network.close()
+            if not self._thread.is_alive():
+                self._network.close()
 
     def _await_end(self) -> None:
         while self._round in (Round.OPEN, Round.GIVING_UP) and self._fault is None:
-            # Each cycle notifies, and ends by itself in time_out_s: half of this wait.
+            # Each cycle notifies, and ends by itself in timeout_s: half of this wait.
             if not self._changed.wait(2 * self._timeout_s):
                 raise ReductionError(self._describe_stall())
         if self._fault is not None:

@@ -120,6 +120,10 @@ class Reducer:
         self._negotiation = negotiation
         negotiation.expect(len(self._launch_order))
 
+    def settle(self) -> None:
+        """Wait for what a backward that an exception cut off has left under way."""
+        self._close_if_cut_off()
+
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""
         self._close_if_cut_off()

@@ -211,6 +211,7 @@ class GradientScheduler:
     def _follow_unfrozen(self) -> None:
         """Take in a parameter that was frozen and trains now (all ranks see the same)."""
         if any(p.requires_grad for p in self._frozen):
+            self._reducer.settle()  # before collectives of ours come between
             self._take_trainable()
 
     def _after_reduction(self) -> None:
