@@ -1,8 +1,7 @@
-"""Negotiated and automatic schedules: the control thread alone, then on real ranks."""
+"""The negotiated schedule: the control thread alone, then on real ranks."""
 
 from __future__ import annotations
 
-import logging
 import pickle
 import subprocess
 import sys
@@ -19,12 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from lightning_gradsched.core.schedule import FillOrder, Verdict, judge
 from lightning_gradsched.errors import ReductionError
-from lightning_gradsched.runtime.collectives import Collectives, cube_rings, wait_unless
-from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
 from lightning_gradsched.runtime.readiness import CARRY_ON, Negotiation
-from tests.parity.nets import WIDTH
+from tests.parity.nets import WIDTH, DirectAndReentrant
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
 
@@ -203,85 +199,6 @@ def test_closing_ends_a_thread_that_waits_for_another_rank(
     assert not negotiation._thread.is_alive()
 
 
-def test_half_of_the_steps_must_stall_to_change_the_schedule() -> None:
-    calm, apart = FillOrder(stalled=False, alike=True), FillOrder(stalled=True, alike=False)
-    together = FillOrder(stalled=True, alike=True)
-    assert judge([calm] * 3 + [apart] * 2) is Verdict.KEEP
-    assert judge([calm] * 2 + [apart] * 2) is Verdict.NEGOTIATE
-    assert judge([calm] * 2 + [apart] + [together]) is Verdict.REPLAN
-    assert judge([together] * 2 + [apart] * 2) is Verdict.NEGOTIATE
-    # Another order that holds nobody up, as where a rank lacks a branch, is no stall.
-    assert judge([FillOrder(stalled=False, alike=False)] * 4) is Verdict.KEEP
-
-
-def intersections(rank: int, n_ranks: int) -> list[bool]:
-    """Of 200 groups, in rounds that leave out unlike ones; then with all and with none."""
-    control = Collectives(None, torch.device("cpu"), LIMIT_S).control_group()
-    everything, ok = (1 << 200) - 1, []
-    for i in range(3):
-        lacking = [1 << (63 * (r + i)) % 200 for r in range(n_ranks)]
-        common = everything
-        for bit in lacking:
-            common &= ~bit
-        ok.append(control.intersect(everything & ~lacking[rank], 200, lambda: False) == common)
-    for bits in (everything, 0):
-        ok.append(control.intersect(bits, 200, lambda: False) == bits)
-    control.close()
-    return ok
-
-
-@pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 6])
-def test_ranks_of_any_number_and_their_bits(n_ranks: int) -> None:
-    assert run_ranks(n_ranks, intersections, n_ranks) == [[True] * 5] * n_ranks
-
-
-@pytest.mark.parametrize("n_ranks", [*range(1, 70), 1000, 1024, 27_600])
-def test_every_ranks_bits_reach_every_rank_by_rings_that_all_enter_alike(n_ranks: int) -> None:
-    ways = [cube_rings(rank, n_ranks) for rank in range(n_ranks)]
-    heard = [1 << rank if n_ranks < 100 else 0 for rank in range(n_ranks)]
-    waiting = [list(way) for way in ways]
-    # Ring by ring, in any order in which all of a ring's ranks have come to it.
-    ready = list(range(n_ranks))
-    while ready:
-        rank = ready.pop()
-        if not waiting[rank] or any(waiting[r][:1] != waiting[rank][:1] for r in waiting[rank][0]):
-            continue
-        ring = waiting[rank][0]
-        common = 0
-        for member in ring:
-            common |= heard[member]
-        for member in ring:
-            heard[member] = common
-            waiting[member].pop(0)
-        ready += ring
-    assert not any(waiting), "some ring waits for ever"
-    if n_ranks < 100:
-        assert heard == [(1 << n_ranks) - 1] * n_ranks
-    assert max(map(len, ways)) <= 2 + n_ranks.bit_length() / 3 + 1
-
-
-class EndsAfterTheWait:
-    """A work that ends between the time-out of a wait and the look at whether it has ended."""
-
-    def __init__(self, error: str) -> None:
-        self.error = error
-
-    def wait(self, timeout: Any = None) -> None:
-        if timeout is not None:
-            raise RuntimeError("Operation timed out!")
-        if self.error:
-            raise RuntimeError(self.error)
-
-    def is_completed(self) -> bool:
-        return True
-
-
-def test_a_work_that_ends_just_after_a_slice_of_waiting_has_not_failed() -> None:
-    assert wait_unless(EndsAfterTheWait(""), lambda: False)
-    with pytest.raises(RuntimeError, match="connection closed"):
-        wait_unless(EndsAfterTheWait("connection closed"), lambda: False)
-
-
 class Routed(nn.Module):
     """Layers of unlike sizes, applied in the order that a forward asks for."""
 
@@ -328,9 +245,7 @@ def batch(rank: int, step: int) -> Tensor:
     return torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(10 * step + rank))
 
 
-def run_steps(
-    rank: int, scheduler: GradientScheduler, net: nn.Module, routes: list[tuple[str, ...]]
-) -> list[bool]:
+def run_steps(rank: int, net: nn.Module, routes: list[tuple[str, ...]]) -> list[bool]:
     """Whether the gradients of each step are those of the slow reference, bit by bit."""
     plain = deepcopy(net)
     equal = []
@@ -354,7 +269,7 @@ def routed(rank: int) -> tuple[list[bool], list[int]]:
     net = Routed()
     scheduler = GradientScheduler(net, config("negotiated"))
     launched = watch_launches(scheduler)
-    equal = run_steps(rank, scheduler, net, ROUTES * 3)
+    equal = run_steps(rank, net, ROUTES * 3)
     scheduler.detach()
     return equal, launched
 
@@ -364,6 +279,37 @@ def test_ranks_that_take_layers_in_unlike_orders_launch_alike() -> None:
     assert equal == [True] * len(ROUTES) * 3
     assert other == (equal, launched)
     assert len(launched) == len(ROUTES) * 3 * 8, "each group once a step"
+
+
+def late_gradient(rank: int) -> tuple[list[str], bool]:
+    """A checkpoint around a layer that is also used outside of it comes on in step 2."""
+    torch.manual_seed(0)
+    net = DirectAndReentrant()
+    scheduler = GradientScheduler(net, config("negotiated"))
+    plain = deepcopy(net)
+    errors = []
+    for step in range(6):
+        net.use_checkpoint = plain.use_checkpoint = step >= 2
+        for module in (net, plain):
+            module.zero_grad()
+        plain(batch(rank, step)).square().sum().backward()
+        average_gradients(plain)
+        try:
+            net(batch(rank, step)).square().sum().backward()
+            errors.append("")
+        except ReductionError as error:
+            errors.append(str(error))
+    scheduler.detach()
+    pairs = zip(net.parameters(), plain.parameters(), strict=True)
+    return errors, all(torch.equal(p.grad, q.grad) for p, q in pairs)
+
+
+def test_a_gradient_after_its_group_was_handed_over_is_refused_until_it_is_waited_for() -> None:
+    for errors, equal in run_ranks(2, late_gradient):
+        late = [step for step, error in enumerate(errors) if "got a further gradient" in error]
+        assert late == [2, 3], errors  # the weight and the bias, each a group
+        assert not any(errors[step] for step in (0, 1, 4, 5))
+        assert equal
 
 
 class Alarm(nn.Module):
@@ -407,7 +353,7 @@ def raising(rank: int, who: tuple[int, ...]) -> tuple[list[str], list[bool]]:
         except (BackwardError, ReductionError) as error:
             errors.append(f"{type(error).__name__}: {error}")
     net.alarm.armed = False
-    equal = run_steps(rank, scheduler, net, [("abcd", "dcba")] * 3)
+    equal = run_steps(rank, net, [("abcd", "dcba")] * 3)
     scheduler.detach()
     return errors, equal
 
@@ -554,50 +500,3 @@ def test_a_process_that_never_detaches_still_ends(how: str, tmp_path: Path) -> N
         assert "could not agree on the groups" in ends[0][1]
         assert "ZeroDivisionError" in ends[1][1]
     assert not any("terminate called" in err for _, err, _ in ends)
-
-
-def automatic(rank: int, routes: list[tuple[str, ...]]) -> dict[str, Any]:
-    torch.manual_seed(0)
-    net = Routed()
-    scheduler = GradientScheduler(net, config("auto"))
-    records: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("lightning_gradsched").addHandler(handler)
-    seen: dict[str, Any] = {"in_force": [], "plans": 0, "equal": []}
-    plans = set()
-    for route in routes:
-        seen["in_force"].append(scheduler.schedule_in_force)
-        seen["equal"] += run_steps(rank, scheduler, net, [route])
-        plans.add(scheduler.plan)
-    seen["n_plans"], seen["n_threads"], seen["log"] = len(plans), n_threads(), records
-    scheduler.detach()
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("routes", "in_force", "n_plans"),
-    [
-        ([("abcd", "abcd")], "static", 1),
-        ([("abcd", "dcba")], "negotiated", 1),
-        # The first step's order is no other step's: planned anew, and then there is no stall.
-        ([("abcd", "abcd"), *[("dcba", "dcba")] * 99], "static", 2),
-        # A rare detour is no reason to change.
-        ([("abcd", "abcd"), ("abcd", "abcd"), ("abcd", "dcba")], "static", 1),
-        ([("abcd", "abc"), ("abcd", "abd")], "static", 1),
-    ],
-)
-def test_auto_negotiates_where_ranks_stall_on_each_others_order(
-    routes: list[tuple[str, ...]], in_force: str, n_plans: int
-) -> None:
-    n_steps = 2 * WATCHED_STEPS + 2
-    first, second = run_ranks(2, automatic, (routes * n_steps)[:n_steps])
-    assert first["in_force"] == second["in_force"]
-    assert first["in_force"][:WATCHED_STEPS] == ["static"] * WATCHED_STEPS
-    assert first["in_force"][-1] == in_force
-    for seen in (first, second):
-        assert all(seen["equal"])
-        assert seen["n_plans"] == n_plans
-        assert seen["n_threads"] == int(in_force == "negotiated")
-    assert len(first["log"]) == int(in_force == "negotiated")
-    assert second["log"] == []
