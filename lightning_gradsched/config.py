@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_gradsched.core.plan import PLANNER_NAMES, UNMEASURED_PLANNERS, Planner
+from lightning_gradsched.core.schedule import SCHEDULE_CHOICES
 
 MIB = 2**20
 PLANNER_CHOICES = (*PLANNER_NAMES, "auto")
@@ -32,6 +33,10 @@ class GradSchedConfig:
             ``group_nbytes``), ``"single"`` (one group), ``"per_tensor"`` (one group a parameter).
             On one rank, or with deterministic algorithms asked of torch, ``"auto"`` is ``"ddp"``.
         group_nbytes: bytes at which a group of ``"fixed_size"`` closes.
+        schedule: when a full group leaves: ``"static"`` (in the plan's order, agreed beforehand),
+            ``"negotiated"`` (as soon as all ranks have it, agreed while backward runs by a thread
+            of its own: for graphs whose order differs by rank), or ``"auto"`` (static until the
+            ranks are seen to wait for each other's order).
         record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
         trace_path: where rank 0 writes the recorded steps when ``fit`` ends, the one of median
             exposed time as a Chrome trace; the overlap report is then printed too. None writes and
@@ -53,6 +58,7 @@ class GradSchedConfig:
 
     planner: str | Planner = "auto"
     group_nbytes: int = 25 * MIB
+    schedule: str = "static"
     record_every_n_steps: int = 20
     trace_path: str | None = None
     reduce_dtype: str | None = None
@@ -67,6 +73,8 @@ class GradSchedConfig:
             )
         if self.group_nbytes < 1:
             raise ValueError(f"group_nbytes: expected at least 1 byte, got {self.group_nbytes}")
+        if self.schedule not in SCHEDULE_CHOICES:
+            raise ValueError(f"schedule: expected one of {SCHEDULE_CHOICES}, got {self.schedule!r}")
         if self.record_every_n_steps < 0:
             raise ValueError(
                 f"record_every_n_steps: expected 0 (never) or more, got {self.record_every_n_steps}"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Literal, NamedTuple
 
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.errors import PlanError
+
+# Who decides when a group's turn has come: the plan; the ranks while backward runs; or whichever
+# of the two the orders that are seen call for.
+SCHEDULE_CHOICES = ("static", "negotiated", "auto")
 
 
 class Action(NamedTuple):
@@ -76,3 +82,37 @@ def lower(plan: GroupPlan) -> ReductionSchedule:
     return ReductionSchedule(
         (*(Action("R", group) for group in groups), *(Action("W", group) for group in groups))
     )
+
+
+class Verdict(Enum):
+    """What the orders in which groups filled up say of a static schedule."""
+
+    KEEP = auto()  # groups fill in the order in which they are launched, or nearly always
+    REPLAN = auto()  # they fill in another order, the same on all ranks
+    NEGOTIATE = auto()  # they fill in an order that differs by rank: none is right for all
+
+
+class FillOrder(NamedTuple):
+    """Of one step, over all ranks. ``stalled``: on some rank a full group waited for its turn;
+    ``alike``: on all ranks groups filled up in the same order."""
+
+    stalled: bool
+    alike: bool
+
+
+def judge(steps: Iterable[FillOrder]) -> Verdict:
+    """Half of the steps must speak against the static order: a rare branch is no reason to change.
+
+    >>> judge([FillOrder(stalled=True, alike=False), FillOrder(stalled=False, alike=False)]).name
+    'NEGOTIATE'
+    >>> judge([FillOrder(stalled=True, alike=True)] * 3).name
+    'REPLAN'
+    >>> judge([FillOrder(stalled=False, alike=False)] * 3).name
+    'KEEP'
+    """
+    steps = list(steps)
+    stalled = [step for step in steps if step.stalled]
+    apart = sum(not step.alike for step in stalled)
+    if 2 * apart >= len(steps):
+        return Verdict.NEGOTIATE
+    return Verdict.REPLAN if 2 * len(stalled) >= len(steps) else Verdict.KEEP

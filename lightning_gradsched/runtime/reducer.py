@@ -16,7 +16,12 @@ after a parameter has once been missing: nets that use all of their parameters n
 that is open though its callback is gone is therefore one that an exception cut off. Before the next
 one begins, its groups that are not launched are sent as NaN: where all ranks were cut off, by
 Ctrl-C or by the same error, each wherever it was, they are in step again; and a rank that was not
-cannot take the mean of a part for that of all.
+cannot take the mean of a part for that of all. (Where the ranks negotiate they need not: a round is
+given up by all.)
+
+[Note: whose turn] By a static schedule a full bucket's turn comes when those before it have been
+launched. Where the ranks negotiate, a full bucket is filled at once and handed over; the control
+thread launches it when all ranks have it (see runtime/readiness.py).
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
+from functools import partial
 from itertools import chain
 
 from torch import Tensor
@@ -44,8 +50,10 @@ from lightning_gradsched.runtime.bucket import (
     Tally,
 )
 from lightning_gradsched.runtime.collectives import AllReduce, Work
+from lightning_gradsched.runtime.fill_order import FillOrderWatch
 from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.profiler import StepProfiler
+from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Recorder
 from lightning_gradsched.runtime.transport import AllReduceTransport, Transport
 
@@ -79,9 +87,11 @@ class Reducer:
         self._slots: dict[str, Slot] = {}
         self._handles: list[RemovableHandle] = []
         self._launch_order: list[Bucket] = []
+        self._turns: dict[Bucket, int] = {}  # their places in it
         self._wait_order: list[Bucket] = []
-        self._launched = 0  # how many of _launch_order
         self._n_reduced = 0  # backwards
+        self._launched: list[Bucket] = []  # in this order; until they have been waited for
+        self._negotiation: Negotiation | None = None
         self._state = State.IDLE
         self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
         self._announced = False  # whether the running cycle's root has been seen
@@ -94,6 +104,7 @@ class Reducer:
         self.nan_watch: NanWatch | None = None
         # How to wait for a work; its bucket is for errors.
         self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
+        self.fill_order: FillOrderWatch | None = None
         self.add(params)
 
     @property
@@ -112,7 +123,6 @@ class Reducer:
 
         ``sparse``: names of those whose gradients are sparse.
         """
-
         for name, param in params.items():
             self._slots[name] = slot = Slot(name, param, self._unplanned, name in sparse)
             self._handles.append(self._watch(slot))
@@ -129,7 +139,16 @@ class Reducer:
         """Have the next backward ask for a plan. Not while a backward that is planned runs."""
         for slot in self._slots.values():
             slot.move_to(self._unplanned)
-        self._launch_order, self._wait_order = [], []
+        self._launch_order, self._wait_order, self._turns = [], [], {}
+
+    def negotiate(self, negotiation: Negotiation) -> None:
+        """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
+        self._negotiation = negotiation
+        negotiation.expect(len(self._launch_order))
+
+    def settle(self) -> None:
+        """Wait for what a backward that an exception cut off has left under way."""
+        self._close_if_cut_off()
 
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""
@@ -194,7 +213,7 @@ class Reducer:
         Variable._execution_engine.queue_callback(final_callback)
         self._final_callback = weakref.ref(final_callback)
         self._state = State.RUNNING
-        self._announced, self._certain, self._launched = False, certain, 0
+        self._announced, self._certain = False, certain
         if self.recorder is not None:
             self.recorder.backward_began()
         if self.profiler is not None:
@@ -210,7 +229,17 @@ class Reducer:
         self._announced = True
         for bucket in self._launch_order:
             bucket.pending = HOLD if bucket.holds else self._n_missing(bucket)
-        self._launch_full()
+        if self._negotiation is None:
+            self._launch_full()
+        else:
+            self._open_round(self._negotiation)
+
+    def _open_round(self, negotiation: Negotiation) -> None:
+        if self._certain:
+            negotiation.open()
+        for bucket in self._launch_order:
+            if bucket.pending <= 0:
+                self._offer(negotiation, bucket)
 
     def _n_missing(self, bucket: Bucket) -> int:
         """How many members have not come and may still come; see [Note: absence]."""
@@ -231,7 +260,12 @@ class Reducer:
         self._refuse_if_late(slot)
         if self.recorder is not None and isinstance(slot.tally, Bucket):
             self.recorder.ready(slot.tally.number)
-        self._launch_full()
+        if self._negotiation is None:
+            self._launch_full()
+        elif isinstance(slot.tally, Bucket):
+            self._offer(self._negotiation, slot.tally)
+        if self.fill_order is not None and isinstance(slot.tally, Bucket):
+            self.fill_order.filled(slot.tally.number, waits=not slot.tally.in_flight)
 
     def _refuse_if_late(self, slot: Slot) -> None:
         bucket = slot.tally
@@ -246,8 +280,8 @@ class Reducer:
         )
 
     def _launch_full(self) -> None:
-        while self._launched < len(self._launch_order):
-            bucket = self._launch_order[self._launched]
+        while len(self._launched) < len(self._launch_order):
+            bucket = self._launch_order[len(self._launched)]
             if bucket.pending > 0:
                 return
             self._launch(bucket)
@@ -255,15 +289,32 @@ class Reducer:
     def _launch(self, bucket: Bucket, *, void: bool = False) -> None:
         if self.recorder is not None:
             self.recorder.turn_came(bucket.number)
+        self._fill(bucket, void=void)
+        self._send(bucket)
+
+    def _offer(self, negotiation: Negotiation, bucket: Bucket) -> None:
+        """From here on the bucket is the control thread's; see [Note: two threads]."""
+        self._fill(bucket)
+        negotiation.offer(self._turns[bucket], partial(self._launch_agreed, bucket))
+
+    def _launch_agreed(self, bucket: Bucket) -> None:
+        """In the control thread."""
+        if self.recorder is not None:
+            self.recorder.turn_came(bucket.number)
+        self._send(bucket)
+
+    def _fill(self, bucket: Bucket, *, void: bool = False) -> None:
         bucket.fill()
         if void:
             bucket.void()
         if self.nan_watch is not None:
             self.nan_watch.look_before(bucket)
-        is_last = self._launched + 1 == len(self._launch_order)
-        bucket.work = self.transport.send(bucket, is_last=is_last)
         bucket.in_flight = True
-        self._launched += 1
+
+    def _send(self, bucket: Bucket) -> None:
+        is_last = len(self._launched) + 1 == len(self._launch_order)
+        bucket.work = self.transport.send(bucket, is_last=is_last)
+        self._launched.append(bucket)
         if self.recorder is not None:
             self.recorder.launched(bucket.number, bucket.work)
 
@@ -276,6 +327,8 @@ class Reducer:
                     tally.clear()
         except BaseException:
             self._final_callback = lambda: None  # see [Note: a backward that raised]
+            if self._negotiation is not None:
+                self._negotiation.give_up()  # the others need not wait for the next begin
             raise
         self._close()
 
@@ -286,18 +339,28 @@ class Reducer:
             self.profiler.backward_ended()
         if not self._launch_order:
             self._plan_from(self._unplanned.arrived)
-        for bucket in self._launch_order[self._launched :]:
-            self._launch(bucket)
+        self._launch_rest()
         for bucket in self._wait_order:
             self._wait(bucket)
             bucket.publish()
         if self.nan_watch is not None:
             self.nan_watch.look_after(self._launch_order)
+        self._launched.clear()
         self._learn()
         self._n_reduced += 1
         if self.recorder is not None:
             self.recorder.ended()
         self._after_reduction()
+
+    def _launch_rest(self) -> None:
+        if self._negotiation is None:
+            for bucket in self._launch_order[len(self._launched) :]:
+                self._launch(bucket)
+            return
+        for bucket in self._launch_order:
+            if not bucket.in_flight:
+                self._offer(self._negotiation, bucket)
+        self._negotiation.finish()
 
     def _wait(self, bucket: Bucket) -> None:
         assert bucket.work is not None
@@ -316,17 +379,26 @@ class Reducer:
             tally.pending = HOLD
         for bucket in self._launch_order:
             bucket.in_flight = False
+        if self._negotiation is not None:
+            self._negotiation.give_up()  # a round that was opened and came to nothing
         self._state = State.IDLE
 
     def _close_if_cut_off(self) -> None:
         """See [Note: a backward that raised]."""
         if self._state is State.RUNNING and self._final_callback() is None:
-            if self._certain or any(tally.arrived for tally in self._tallies()):
-                for bucket in self._launch_order[self._launched :]:
-                    self._launch(bucket, void=True)
-            for bucket in self._launch_order[: self._launched]:
-                self._wait(bucket)
+            self._drain()
             self._close()
+
+    def _drain(self) -> None:
+        """Be in step with the other ranks again, and wait for what is under way."""
+        if self._negotiation is not None:
+            self._negotiation.give_up()
+            self._negotiation.settle()
+        elif self._certain or any(tally.arrived for tally in self._tallies()):
+            for bucket in self._launch_order[len(self._launched) :]:
+                self._launch(bucket, void=True)
+        while self._launched:
+            self._wait(self._launched.pop(0))
 
     def _tallies(self) -> Iterable[Tally]:
         return chain([self._unplanned], self._launch_order)
@@ -349,7 +421,10 @@ class Reducer:
             for number, names in enumerate(plan.groups)
         ]
         self._launch_order = [buckets[group] for group in schedule.launches]
+        self._turns = {bucket: turn for turn, bucket in enumerate(self._launch_order)}
         self._wait_order = [buckets[group] for group in schedule.waits]
+        if self._negotiation is not None:
+            self._negotiation.expect(len(buckets))
 
     def _lay_out(self, number: int, slots: Sequence[Slot]) -> Bucket:
         if slots[0].is_sparse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ from lightning_gradsched.core.cost import fit_all_reduce
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
-from lightning_gradsched.core.schedule import ReductionSchedule
+from lightning_gradsched.core.schedule import ReductionSchedule, Verdict
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
@@ -27,11 +28,15 @@ from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
+from lightning_gradsched.runtime.fill_order import WATCHED_STEPS, FillOrderWatch
 from lightning_gradsched.runtime.planning import Planning
+from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
 from lightning_gradsched.runtime.sparse import sparse_parameters
 from lightning_gradsched.runtime.transport import CastTransport
+
+logger = logging.getLogger(__name__)
 
 
 class GradientScheduler:
@@ -90,6 +95,11 @@ class GradientScheduler:
         watchdog = self._collectives.watchdog
         watchdog.describe_by(_weakly(self._reducer))
         self._reducer.wait, self._reducer.nan_watch = watchdog.wait, NanWatch(watchdog)
+        self._negotiation: Negotiation | None = None
+        if self._config.schedule == "negotiated":
+            self._negotiate()
+        elif self._config.schedule == "auto":
+            self._reducer.fill_order = FillOrderWatch(self._collectives)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._sparse = sparse_parameters(module)
@@ -111,6 +121,11 @@ class GradientScheduler:
     def schedule(self) -> ReductionSchedule | None:
         """The order of launches and waits; None before the first backward."""
         return self._planning.schedule
+
+    @property
+    def schedule_in_force(self) -> str:
+        """``"static"`` or ``"negotiated"``: what ``schedule="auto"`` has come to so far."""
+        return "static" if self._negotiation is None else "negotiated"
 
     @property
     def profile(self) -> BackwardProfile | None:
@@ -228,6 +243,8 @@ class GradientScheduler:
             self._buffer_sync.detach()
             self._buffer_sync = None
         self._planning.close()
+        if self._negotiation is not None:
+            self._negotiation.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
         self._reducer.detach()
@@ -258,6 +275,8 @@ class GradientScheduler:
         consensus.check_settings(self._collectives, {"communication hook": hook})
         plan, schedule = self._planning.make(seen)
         self._records.start(_group_infos(plan, schedule, self._params))
+        if self._reducer.fill_order is not None:
+            self._reducer.fill_order.restart()
         return plan, schedule
 
     def _reduces(self) -> bool:
@@ -281,6 +300,7 @@ class GradientScheduler:
     def _follow_unfrozen(self) -> None:
         """Take in a parameter that was frozen and trains now (all ranks see the same)."""
         if any(p.requires_grad for p in self._frozen):
+            self._reducer.settle()  # before collectives of ours come between
             self._take_trainable()
 
     def _after_reduction(self) -> None:
@@ -289,6 +309,32 @@ class GradientScheduler:
             self._reducer.forget_plan()
             self._reducer.recorder = None  # a step that makes a plan is like no other
         self._reducer.profiler = self._planning.profiler
+        if self._reducer.fill_order is not None:
+            self._follow_fill_order(self._reducer.fill_order)
+
+    def _follow_fill_order(self, watch: FillOrderWatch) -> None:
+        verdict = watch.step_ended()
+        if verdict is Verdict.REPLAN:
+            self._reducer.forget_plan()
+            self._reducer.recorder = None
+        elif verdict is Verdict.NEGOTIATE:
+            self._reducer.fill_order = None
+            self._negotiate()
+            if self._collectives.rank == 0:
+                logger.warning(
+                    "full groups waited for others in at least half of the last %d steps, as the"
+                    " ranks fill them in orders of their own: from now on the ranks negotiate."
+                    " schedule='negotiated' does so from the first step.",
+                    WATCHED_STEPS,
+                )
+
+    def _negotiate(self) -> None:
+        """Collective."""
+        control = self._collectives.control_group()
+        self._negotiation = Negotiation(control, self._config.stall_timeout_s)
+        self._reducer.negotiate(self._negotiation)
+        # The thread holds the negotiation, but nothing of this; so it ends with this or at exit.
+        weakref.finalize(self, self._negotiation.close)
 
 
 def _weakly(reducer: Reducer) -> Callable[[], str]:

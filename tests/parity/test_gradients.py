@@ -51,12 +51,12 @@ def train(
 
 
 def all_three(
-    rank: int, name: str, accumulate: int, planner: str
+    rank: int, name: str, accumulate: int, planner: str, schedule: str
 ) -> tuple[Gradients, Gradients, Gradients]:
     torch.manual_seed(0)
     ours = NETS[name]()
     ddp_net, plain = deepcopy(ours), deepcopy(ours)
-    scheduler = GradientScheduler(ours, GradSchedConfig(planner=planner))
+    scheduler = GradientScheduler(ours, GradSchedConfig(planner=planner, schedule=schedule))
     ddp = DistributedDataParallel(ddp_net)
     return (
         train(ours, rank, accumulate, forward=ours, no_sync=scheduler.no_sync),
@@ -67,12 +67,15 @@ def all_three(
     )
 
 
+@pytest.mark.parametrize("schedule", ["static", "negotiated"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("n_ranks", [2, 3])
 @pytest.mark.parametrize("name", NETS)
-def test_gradients_equal_ddp_and_reference(name: str, n_ranks: int, accumulate: int) -> None:
-    planner = "per_tensor" if accumulate == 3 else "ddp"
-    ranks = run_ranks(n_ranks, all_three, name, accumulate, planner)
+def test_gradients_equal_ddp_and_reference(
+    name: str, n_ranks: int, accumulate: int, schedule: str
+) -> None:
+    planner = "per_tensor" if accumulate == 3 or schedule == "negotiated" else "ddp"
+    ranks = run_ranks(n_ranks, all_three, name, accumulate, planner, schedule)
     for ours, ddp, reference in ranks:
         for step in range(N_STEPS):
             for param, grad in ours[step].items():
@@ -85,26 +88,27 @@ def test_gradients_equal_ddp_and_reference(name: str, n_ranks: int, accumulate: 
 
 @pytest.mark.parametrize("planner", ["ddp", "fixed_size", "single", "per_tensor"])
 def test_every_planner_gives_the_same_gradients(planner: str) -> None:
-    ours, ddp, _ = run_ranks(2, all_three, "residual", 1, planner)[0]
+    ours, ddp, _ = run_ranks(2, all_three, "residual", 1, planner, "auto")[0]
     for step in range(N_STEPS):
         for param, grad in ours[step].items():
             assert torch.equal(grad, ddp[step][param]), (step, param)
 
 
-def shared_reentrant(rank: int) -> tuple[Gradients, Gradients]:
+def shared_reentrant(rank: int, schedule: str) -> tuple[Gradients, Gradients]:
     torch.manual_seed(0)
     ours = SharedReentrant()
     plain = deepcopy(ours)
-    GradientScheduler(ours, GradSchedConfig(planner="per_tensor"))
+    GradientScheduler(ours, GradSchedConfig(planner="per_tensor", schedule=schedule))
     return (
         train(ours, rank, 1, forward=ours),
         train(plain, rank, 1, forward=plain, after_backward=lambda: average_gradients(plain)),
     )
 
 
-def test_a_block_shared_by_reentrant_segments_is_reduced_once_complete() -> None:
+@pytest.mark.parametrize("schedule", ["static", "negotiated"])
+def test_a_block_shared_by_reentrant_segments_is_reduced_once_complete(schedule: str) -> None:
     """DDP refuses this net ("marked ready twice"), so the reference alone is compared."""
-    for ours, reference in run_ranks(2, shared_reentrant):
+    for ours, reference in run_ranks(2, shared_reentrant, schedule):
         for step in range(N_STEPS):
             for param, grad in ours[step].items():
                 assert torch.equal(grad, reference[step][param]), (step, param)
