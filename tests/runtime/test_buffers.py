@@ -102,14 +102,16 @@ def local(rank: int, config: GradSchedConfig) -> list[State]:
 
 
 def test_switched_off_each_rank_keeps_its_own() -> None:
-    for rank, states in enumerate(run_ranks(2, local, GradSchedConfig(broadcast_buffers=False))):
+    for rank, states in enumerate(
+        run_ranks(2, local, GradSchedConfig(planner="ddp", broadcast_buffers=False))
+    ):
         generator = torch.Generator().manual_seed(100 + rank)
         for _ in range(4):
             last = torch.randn(4, WIDTH, generator=generator).mean(dim=0)
         assert torch.equal(states[-1]["last"], last)
         assert states[-1]["norm.num_batches_tracked"] == 4
-    on = run_ranks(2, local, GradSchedConfig())
-    off = run_ranks(2, local, GradSchedConfig(broadcast_buffers=False))
+    on = run_ranks(2, local, GradSchedConfig(planner="ddp"))
+    off = run_ranks(2, local, GradSchedConfig(planner="ddp", broadcast_buffers=False))
     assert torch.equal(on[0][-1]["norm.running_mean"], off[0][-1]["norm.running_mean"])
     assert not torch.equal(on[1][-1]["norm.running_mean"], off[1][-1]["norm.running_mean"])
 
