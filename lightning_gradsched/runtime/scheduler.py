@@ -233,7 +233,7 @@ class GradientScheduler:
             self._negotiate()
             if self._collectives.rank == 0:
                 logger.warning(
-                    "full groups waited for their turn in at least half of the last %d steps: no one"
+                    "full groups waited for their turn in half or more of the last %d steps: no one"
                     " order suits the ranks' graphs, so from now on they negotiate."
                     " schedule='negotiated' does so from the first step.",
                     WATCHED_STEPS,
