@@ -322,8 +322,8 @@ class GradientScheduler:
             self._negotiate()
             if self._collectives.rank == 0:
                 logger.warning(
-                    "full groups waited for others in at least half of the last %d steps, as the"
-                    " ranks fill them in orders of their own: from now on the ranks negotiate."
+                    "full groups waited for their turn in half or more of the last %d steps: no one"
+                    " order suits the ranks' graphs, so from now on they negotiate."
                     " schedule='negotiated' does so from the first step.",
                     WATCHED_STEPS,
                 )
