@@ -357,7 +357,7 @@ def sleeper(rank: int) -> None:
 def test_a_wait_is_bounded_by_stall_timeout_s_and_names_what_was_waited_for() -> None:
     message = errors_of_ranks(2, sleeper)[0]
     assert message.startswith("ReductionError: rank 0 waited")
-    assert "for the agreement on the order of the parameters" in message
+    assert "for the agreement on the settings" in message
     assert "it did not finish in time for stall_timeout_s=5" in message
 
 
