@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from time import perf_counter
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+# The tag of a message that no rank sends.
+NEVER_SENT = 2**20
 
 
 class Work(Protocol):
@@ -28,6 +33,42 @@ class AllReduce(Protocol):
     def all_reduce(self, flat: Tensor) -> Work:
         """Begin to sum ``flat`` over the ranks, in place. All ranks call it in the same order."""
         ...
+
+
+class PeerGroup:
+    """Some of the ranks, over gloo connections of their own; for tensors in host memory.
+
+    Each method must be called by all of ``ranks`` alike, and returns when its part is done. A
+    ``RuntimeError`` where a peer's part does not come within ``timeout_s``, or the group is closed;
+    from then on the group is broken on all ranks.
+    """
+
+    def __init__(self, store: dist.Store, ranks: Sequence[int], rank: int, timeout_s: float) -> None:
+        self._peers = {peer: number for number, peer in enumerate(ranks)}
+        self._own = self._peers[rank]
+        timeout = timedelta(seconds=timeout_s)
+        self._group = dist.ProcessGroupGloo(store, self._own, len(ranks), timeout)
+
+    def all_reduce(self, flat: Tensor) -> None:
+        """Sum ``flat`` over the ranks, in place."""
+        self._group.allreduce(flat).wait()
+
+    def exchange(
+        self, sent: Mapping[int, Tensor], received: Mapping[int, Tensor], *, tag: int
+    ) -> None:
+        """Send to and receive from each peer; messages of another ``tag`` may be under way."""
+        works = [self._group.recv([t], self._peers[peer], tag) for peer, t in received.items()]
+        works += [self._group.send([t], self._peers[peer], tag) for peer, t in sent.items()]
+        for work in works:
+            work.wait()
+
+    def close(self) -> None:
+        """Break off what is under way, here and at the peers. From any thread."""
+        # gloo's abort() ends no wait. A receive that is late makes it close all connections.
+        other = (self._own + 1) % len(self._peers)
+        with suppress(RuntimeError):
+            late = self._group.recv([torch.empty(1)], other, NEVER_SENT)
+            late.wait(timedelta(milliseconds=1))
 
 
 class Collectives:
@@ -100,14 +141,34 @@ class Collectives:
         dist.broadcast_object_list(values, group=self._group, group_src=0)
         return values[0]
 
-    def time_all_reduce(self, nbytes: int, repeats: int) -> list[float]:
-        """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come."""
+    def peer_groups(
+        self, groups: Sequence[Sequence[int]], timeout_s: float
+    ) -> list[PeerGroup | None]:
+        """A group of each of these lists of ranks; None where this rank is not in it, or alone."""
+        # Private, but what every start of a process group goes through.
+        store = dist.distributed_c10d._get_default_store()
+        # Never used before: the keys of a group that is gone may still be there.
+        name = self.from_rank_0(f"gradsched/{uuid4()}")
+        return [
+            PeerGroup(dist.PrefixStore(f"{name}/{number}", store), ranks, self.rank, timeout_s)
+            if self.rank in ranks and len(ranks) > 1
+            else None
+            for number, ranks in enumerate(groups)
+        ]
+
+    def time_all_reduce(
+        self, nbytes: int, repeats: int, network: AllReduce | None = None
+    ) -> list[float]:
+        """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come.
+
+        Over ``network``, where it is another than this.
+        """
         flat = torch.zeros(max(1, nbytes // 4), device=self._device)
         seconds = []
         for _ in range(repeats):
             self.min_and_max(0)
             start_s = perf_counter()
-            dist.all_reduce(flat, group=self._group)
+            (network or self).all_reduce(flat).wait()
             if self.on_cuda:
                 torch.cuda.synchronize()
             seconds.append(perf_counter() - start_s)
