@@ -15,12 +15,13 @@ class GradSchedConfig:
     """Settings of the engine; every field is a keyword of ``GradSchedStrategy`` too.
 
     Attributes:
-        planner: how gradients are grouped: ``"ddp"`` (DDP's own caps of 1 and 25 MiB, over the real
-            ready order), ``"fixed_size"`` (groups of ``group_nbytes``), ``"single"`` (one group),
-            ``"per_tensor"`` (one group a parameter); or from measurements of the first steps and
-            the network: ``"optimal"`` (dynamic programming), ``"mg_wfbp"`` (MG-WFBP's merge),
+        planner: how gradients are grouped. From measurements of the first steps and the network:
             ``"auto"`` (the best predictions and DDP's own are tried on the job, the fastest stays),
-            or a function of yours, ``(BackwardProfile, CostModel) -> GroupPlan``.
+            ``"optimal"`` (dynamic programming), ``"mg_wfbp"`` (MG-WFBP's merge), or a function of
+            yours, ``(BackwardProfile, CostModel) -> GroupPlan``. From sizes alone: ``"ddp"`` (DDP's
+            own caps of 1 and 25 MiB, over the real ready order), ``"fixed_size"`` (groups of
+            ``group_nbytes``), ``"single"`` (one group), ``"per_tensor"`` (one group a parameter).
+            On one rank, or with deterministic algorithms asked of torch, ``"auto"`` is ``"ddp"``.
         group_nbytes: bytes at which a group of ``"fixed_size"`` closes.
         record_every_n_steps: measure the timeline of one step in so many; 0 measures none.
         trace_path: where rank 0 writes the recorded steps when ``fit`` ends, the one of median
@@ -36,7 +37,7 @@ class GradSchedConfig:
         ValueError: a field outside its range; the message names the field and the valid values.
     """
 
-    planner: str | Planner = "ddp"
+    planner: str | Planner = "auto"
     group_nbytes: int = 25 * MIB
     record_every_n_steps: int = 20
     trace_path: str | None = None

@@ -54,10 +54,10 @@ def network_profile(collectives: Collectives, folder: Path | None) -> NetworkPro
     return network
 
 
-def cost_of(network: NetworkProfile, *, is_rank_0: bool) -> CostModel:
-    """The all-reduce's cost model; rank 0 warns where no straight line fits. Not collective."""
+def cost_of(network: NetworkProfile, *, warns: bool) -> CostModel:
+    """The all-reduce's cost model; ``warns`` where no straight line fits. Not collective."""
     fit = fit_all_reduce(network)
-    if is_rank_0 and network.world_size > 1 and not fit.is_good:
+    if warns and network.world_size > 1 and not fit.is_good:
         warnings.warn(
             f"no latency and bandwidth fit the all-reduce of {network.world_size} ranks: the best"
             f" line is off by {fit.worst_error:.0%} at {fit.worst_nbytes} bytes, more than"

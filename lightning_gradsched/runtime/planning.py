@@ -61,10 +61,14 @@ class Planning:
         self.tried: tuple[TriedPlan, ...] = ()
         self.network: NetworkProfile | None = None
         self._cost: CostModel = UNKNOWN_NETWORK
-        if config.measures:
+        if _measures(config, collectives.world_size):
             folder = None if config.calibration_dir is None else Path(config.calibration_dir)
             self.network = network_profile(collectives, folder)
-            self._cost = cost_of(self.network, is_rank_0=collectives.rank == 0)
+            self._cost = cost_of(
+                self.network,
+                # "auto" does not rely on it: plans are tried on the job.
+                warns=collectives.rank == 0 and config.planner != "auto",
+            )
 
     def start(self, params: Mapping[str, Tensor]) -> None:
         """Plan for these parameters; what was measured of fewer is forgotten."""
@@ -149,6 +153,17 @@ class Planning:
         if isinstance(planner, str):
             return planner_named(planner, group_nbytes=self._config.group_nbytes)
         return planner
+
+
+def _measures(config: GradSchedConfig, world_size: int) -> bool:
+    """Whether plans come from measurements.
+
+    What ``"auto"`` finds by the clock may differ from run to run, and with it, on three ranks or
+    more, the last bits of a sum: not where deterministic algorithms are asked for.
+    """
+    if config.planner != "auto":
+        return config.measures
+    return world_size > 1 and not torch.are_deterministic_algorithms_enabled()
 
 
 def _param_profiles(params: Mapping[str, Tensor]) -> dict[str, ParamProfile]:

@@ -26,6 +26,7 @@ class StepMarks:
 
     needed: dict[str, Any] = field(default_factory=dict)
     ready: dict[str, Any] = field(default_factory=dict)
+    forward_began: Any = None
     backward_began: Any = None
     backward_ended: Any = None
 
@@ -50,7 +51,10 @@ class StepProfiler:
         self._handles = [
             child.register_forward_pre_hook(_FirstUse(self, [name_of[id(p)] for p in owned]))
             for child in module.modules()
+            # The module itself in any case: its forward begins all others, and where parameters are
+            # in a ParameterList, whose forward nobody calls, they count as used when it begins.
             if (owned := [p for p in child.parameters(recurse=False) if id(p) in name_of])
+            or child is module
         ]
 
     @property
@@ -65,6 +69,8 @@ class StepProfiler:
         """A module that owns these parameters is about to run; a forward for validation is none."""
         if self._module.training:
             mark = self._clock.mark()
+            if self._now.forward_began is None:
+                self._now.forward_began = mark
             for name in names:
                 self._now.needed.setdefault(name, mark)
 
@@ -91,8 +97,7 @@ class StepProfiler:
 
     def _times_of(self, step: StepMarks) -> list[float]:
         seconds = self._clock.seconds
-        # In the order of the marks: the first module's first use is where forward begins.
-        forward_began = next(iter(step.needed.values()), step.backward_began)
+        forward_began = step.forward_began or step.backward_began
         ready = [step.ready.get(name, step.backward_ended) for name in self._names]
         needed = [step.needed.get(name, forward_began) for name in self._names]
         return [

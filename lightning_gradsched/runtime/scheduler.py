@@ -69,6 +69,7 @@ class GradientScheduler:
                 "lightning_gradsched": lightning_gradsched.__version__,
                 "planner": self._config.planner_name,
                 "group_nbytes": self._config.group_nbytes,
+                "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
             },
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()

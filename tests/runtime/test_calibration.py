@@ -134,11 +134,11 @@ KINKED = NetworkProfile(
 
 def test_a_bad_fit_is_warned_of_once_by_rank_0_with_its_numbers() -> None:
     with pytest.warns(UserWarning, match=r"off by \d+% at \d+ bytes.*interpolated"):
-        cost = cost_of(KINKED, is_rank_0=True)
+        cost = cost_of(KINKED, warns=True)
     assert cost.all_reduce_s(100.0) == 9.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert cost_of(KINKED, is_rank_0=False) == cost
+        assert cost_of(KINKED, warns=False) == cost
 
 
 def profile_twice(

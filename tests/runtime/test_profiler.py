@@ -113,7 +113,7 @@ def test_the_measured_profile_is_that_of_the_net() -> None:
     needed = {p.name: p.needed_s for p in profile.params}
     ready = {p.name: p.ready_s for p in profile.params}
     assert set(ready) == {name for name, _ in Residual().named_parameters()}
-    assert 0 == needed["side.weight"] < needed["blocks.0.weight"] < needed["norm.weight"]
+    assert 0 <= needed["side.weight"] < needed["blocks.0.weight"] < needed["norm.weight"]
     assert 0 < ready["norm.weight"] < ready["blocks.3.weight"] < ready["blocks.0.weight"]
     assert max(ready.values()) <= profile.backward_s
     assert profile.forward_s > 0

@@ -33,7 +33,7 @@ class ShownMetrics(pl.Callback):
 def monitored_fit(rank: int, folder: str) -> tuple[float, list[bool]]:
     shown = ShownMetrics()
     run = trainer(
-        GradSchedStrategy(record_every_n_steps=3),
+        GradSchedStrategy(planner="ddp", record_every_n_steps=3),
         logger=CSVLogger(folder, name="", version=""),
         callbacks=[GradSchedMonitor(progress_bar=True), shown],
     )
