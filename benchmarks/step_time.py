@@ -168,7 +168,7 @@ def _ranks(cell: Cell, hosts: links.ShapedLinks) -> dict[str, Any]:
 def _environment(rank: int, n_ranks: int, master: str) -> dict[str, str]:
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "RANK": str(rank),
         "WORLD_SIZE": str(n_ranks),
         "MASTER_ADDR": master,

@@ -24,7 +24,7 @@ RIVALS = {
 def draw(rows: Mapping[str, Any], path: Path) -> None:
     """``rows``: the cells of a results file, each with its summary. Writes a PNG."""
     nets = list(dict.fromkeys(row["cell"]["net"] for row in rows.values()))
-    figure = Figure(figsize=(3.2 * len(nets), 3.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(max(3.2 * len(nets), 9.0), 3.8), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
     for axes, net in zip(panels, nets, strict=True):
         _panel(axes, net, [row for row in rows.values() if row["cell"]["net"] == net])
@@ -38,16 +38,16 @@ def _panel(axes: Axes, net: str, rows: Sequence[Any]) -> None:
     rows = sorted(rows, key=lambda row: row["cell"]["ratio"])
     width = 0.8 / len(RIVALS)
     for number, (name, (label, color)) in enumerate(RIVALS.items()):
-        heights = [_ratio_to_bound(row["summary"], name) for row in rows]
+        # From the bound up: a bar is what a rival loses.
+        lost = [_ratio_to_bound(row["summary"], name) - 1 for row in rows]
         places = [place + (number - 2) * width for place in range(len(rows))]
-        axes.bar(places, heights, width, label=label, color=color)
+        axes.bar(places, lost, width, bottom=1.0, label=label, color=color)
     axes.set_xticks(range(len(rows)), [f"{row['cell']['ratio']:g}" for row in rows])
     axes.set(title=f"{net} ({rows[0]['compute']})", xlabel="communication ÷ compute")
     axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_ylim(0.9, None)
 
 
 def _ratio_to_bound(summary: Mapping[str, Any], name: str) -> float:
     rivals = summary["rivals"]
     name = summary["best_ddp"] if name == "best" else name
-    return float(rivals[name]["ratio_to_bound"]) if name in rivals else 0.0
+    return float(rivals[name]["ratio_to_bound"]) if name in rivals else 1.0
