@@ -12,7 +12,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 # The tag of a message that no rank sends.
 NEVER_SENT = 2**20
@@ -43,11 +43,12 @@ class PeerGroup:
     from then on the group is broken on all ranks.
     """
 
-    def __init__(self, store: dist.Store, ranks: Sequence[int], rank: int, timeout_s: float) -> None:
+    def __init__(self, store: Store, ranks: Sequence[int], rank: int, timeout_s: float) -> None:
         self._peers = {peer: number for number, peer in enumerate(ranks)}
         self._own = self._peers[rank]
         timeout = timedelta(seconds=timeout_s)
-        self._group = dist.ProcessGroupGloo(store, self._own, len(ranks), timeout)
+        # Untyped: torch's stub lists none of its collectives.
+        self._group: Any = dist.ProcessGroupGloo(store, self._own, len(ranks), timeout)
 
     def all_reduce(self, flat: Tensor) -> None:
         """Sum ``flat`` over the ranks, in place."""
@@ -150,7 +151,7 @@ class Collectives:
         # Never used before: the keys of a group that is gone may still be there.
         name = self.from_rank_0(f"gradsched/{uuid4()}")
         return [
-            PeerGroup(dist.PrefixStore(f"{name}/{number}", store), ranks, self.rank, timeout_s)
+            PeerGroup(PrefixStore(f"{name}/{number}", store), ranks, self.rank, timeout_s)
             if self.rank in ranks and len(ranks) > 1
             else None
             for number, ranks in enumerate(groups)

@@ -76,7 +76,7 @@ class HierarchicalAllReduce:
     ) -> None:
         self.world_size = collectives.world_size
         self._part_nbytes = part_nbytes
-        stages = _Stages(collectives, layout_of(node_of_rank), timeout_s)
+        self._stages = stages = _Stages(collectives, layout_of(node_of_rank), timeout_s)
         self._pipeline: Pipeline[Tensor] = Pipeline(
             [
                 Stage("the reduction inside the node", stages.reduce_inside),
@@ -93,8 +93,9 @@ class HierarchicalAllReduce:
         return self._pipeline.put(flat.view(-1).split(part_numel))
 
     def close(self) -> None:
-        """End its threads; what is under way and not done within a second fails. Idempotent."""
+        """End threads and connections; what is not done within a second fails. Idempotent."""
         self._pipeline.close()
+        self._stages.close()
 
 
 class _Stages:

@@ -15,7 +15,6 @@ from torch.autograd.graph import Node
 
 import lightning_gradsched
 from lightning_gradsched.config import GradSchedConfig
-from lightning_gradsched.core.cost import fit_all_reduce
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
@@ -69,13 +68,15 @@ class GradientScheduler:
                 "lightning_gradsched": lightning_gradsched.__version__,
                 "planner": self._config.planner_name,
                 "group_nbytes": self._config.group_nbytes,
+                "reduction": self._config.reduction,
                 "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
             },
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
-        self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        carrier = self._planning.reduction.carrier
+        self._reducer = Reducer({}, carrier, self._make_plan, self._after_reduction)
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._take_trainable()
@@ -101,6 +102,11 @@ class GradientScheduler:
     def network(self) -> NetworkProfile | None:
         """What a planner that needs it has measured of the network."""
         return self._planning.network
+
+    @property
+    def reduction(self) -> str:
+        """How gradients are summed: ``"flat"`` or ``"hierarchical"``."""
+        return self._planning.reduction.name
 
     @property
     def predicted(self) -> Timeline | None:
@@ -149,7 +155,7 @@ class GradientScheduler:
         return self._records.report(
             fastest=fastest,
             predicted=self.predicted,
-            cost=fit_all_reduce(self.network).model if self.network is not None else None,
+            cost=self._planning.reduction.cost if self.network is not None else None,
             tried=self.tried,
         )
 
@@ -157,6 +163,7 @@ class GradientScheduler:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
         self._forward_handle.remove()
         self._planning.close()
+        self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
         self._reducer.detach()

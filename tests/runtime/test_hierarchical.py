@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.hierarchical import HierarchicalAllReduce, Layout, layout_of
+from lightning_gradsched.runtime.hierarchical import HierarchicalAllReduce
 from tests.ranks import run_ranks
 
 TIMEOUT_S = 20.0
@@ -57,3 +59,54 @@ def test_bf16_is_summed_as_well_as_flat_and_the_same_on_all_ranks():
             theirs = (torch.tensor(flat) - right).norm() / right.norm()
             assert ours < max(1.5 * float(theirs), 2**-9)
             assert hierarchical.tobytes() == buffers[0][0].tobytes()
+
+
+def silent_rank(rank: int) -> str:
+    """Rank 3 never reduces; the others must not wait for longer than the timeout."""
+    collectives = Collectives(None, torch.device("cpu"), TIMEOUT_S)
+    network = HierarchicalAllReduce(collectives, [0, 0, 1, 1], timeout_s=1.0)
+    message = ""
+    if rank != 3:
+        works = [network.all_reduce(gradient(rank, 1000)) for _ in range(3)]
+        for work in works:
+            with pytest.raises(RuntimeError) as error:
+                work.wait()
+            message = str(error.value)
+    dist.barrier()
+    network.close()
+    collectives.close()
+    assert own_threads() == []
+    return message
+
+
+def test_a_rank_that_does_not_come_fails_the_works_of_all_others():
+    *others, absent = run_ranks(4, silent_rank)
+    assert absent == ""
+    # Rank 2 waits for its neighbour; rank 0 and 1 for their rails, or what rank 2 broke off.
+    assert others[2].startswith("the reduction inside the node failed: ")
+    for message in others[:2]:
+        assert message.startswith("the reduction between nodes failed: ")
+
+
+def closed_early(rank: int) -> bool:
+    """Rank 0 closes while the others wait for it: they end long before the timeout."""
+    collectives = Collectives(None, torch.device("cpu"), TIMEOUT_S)
+    network = HierarchicalAllReduce(collectives, [0, 0, 1, 1], timeout_s=300.0)
+    network.all_reduce(gradient(rank, 10)).wait()
+    if rank == 0:
+        network.close()
+    else:
+        with pytest.raises(RuntimeError, match="failed"):
+            network.all_reduce(gradient(rank, 10)).wait()
+        network.close()
+    dist.barrier()
+    collectives.close()
+    return own_threads() == []
+
+
+def test_peers_of_a_closed_rank_end_at_once():
+    assert run_ranks(4, closed_early) == [True] * 4
+
+
+def own_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "node" in thread.name]
