@@ -23,7 +23,7 @@ from lightning_gradsched.runtime.collectives import Collectives, Work
 from lightning_gradsched.runtime.pipeline import Pipeline, Stage
 
 # Larger buffers go in parts, so that the stages of one overlap too.
-PART_NBYTES = 2 * 2**20
+PART_NBYTES = 4 * 2**20
 # Messages of the two stages inside a node are under way at once.
 REDUCING, SPREADING = 1, 2
 
@@ -77,15 +77,14 @@ class HierarchicalAllReduce:
         self.world_size = collectives.world_size
         self._part_nbytes = part_nbytes
         self._stages = stages = _Stages(collectives, layout_of(node_of_rank), timeout_s)
-        self._pipeline: Pipeline[Tensor] = Pipeline(
-            [
-                Stage("the reduction inside the node", stages.reduce_inside),
-                Stage("the reduction between nodes", stages.reduce_between),
-                Stage("spreading the sum inside the node", stages.spread_inside),
-            ],
-            on_fault=stages.close,
-            timeout_s=timeout_s,
-        )
+        steps = [
+            Stage("the reduction inside the node", stages.reduce_inside),
+            Stage("the reduction between nodes", stages.reduce_between),
+            Stage("spreading the sum inside the node", stages.spread_inside),
+        ]
+        # Later than any stage: the one that waits in vain says which it is.
+        until_s = (1 + len(steps)) * timeout_s
+        self._pipeline: Pipeline[Tensor] = Pipeline(steps, stages.close, until_s)
 
     def all_reduce(self, flat: Tensor) -> Work:
         """Begin to sum the contiguous ``flat`` over the ranks, in place."""

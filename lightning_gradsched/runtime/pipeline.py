@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
-from typing import Generic, NamedTuple, TypeVar
+from time import monotonic
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 Item = TypeVar("Item")
 
-# How long `close` lets what is under way go on, and then waits for threads that were broken off.
+# How long `close` lets what is under way go on, and how long what was broken off may take to end.
 GRACE_S = 1.0
 
 
@@ -30,8 +31,8 @@ class StagedWork(dist.Work):
         super().__init__()
         self._timeout_s = timeout_s
         self._ended = Event()
-        self._future: torch.futures.Future[None] = torch.futures.Future()
-        self.fault: BaseException | None = None  # of the first stage that failed
+        self._future: torch.futures.Future[Any] = torch.futures.Future()
+        self.fault: RuntimeError | None = None  # of the first stage that failed
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Raises ``RuntimeError`` if a stage failed, or if it is not done after ``timeout``."""
@@ -46,12 +47,15 @@ class StagedWork(dist.Work):
     def is_completed(self) -> bool:
         return self._ended.is_set()
 
-    def get_future(self) -> torch.futures.Future[None]:
+    def get_future(self) -> torch.futures.Future[Any]:
         return self._future
 
     def end(self) -> None:
-        # Its callbacks come before the waiter goes on.
-        self._future.set_result(None)
+        # The future's callbacks come before the waiter goes on.
+        if self.fault is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(self.fault)
         self._ended.set()
 
 
@@ -73,10 +77,10 @@ class _Shared:
     """What all threads of a pipeline know."""
 
     on_fault: Callable[[], None]
-    fault: BaseException | None = None
+    fault: RuntimeError | None = None
     lock: Lock = field(default_factory=Lock)
 
-    def fail(self, fault: BaseException) -> None:
+    def fail(self, fault: RuntimeError) -> None:
         with self.lock:
             if self.fault is not None:
                 return
@@ -124,8 +128,9 @@ class Pipeline(Generic[Item]):
             self._join()
 
     def _join(self) -> None:
+        until_s = monotonic() + GRACE_S
         for thread in self._threads:
-            thread.join(GRACE_S)
+            thread.join(max(0.0, until_s - monotonic()))
 
     def _start(self) -> None:
         inbox = self._inbox

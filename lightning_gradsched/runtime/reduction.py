@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lightning_gradsched.config import MIB, GradSchedConfig
@@ -28,7 +29,7 @@ UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)
 # Of about this size are the groups by which flat and hierarchical are compared.
 COMPARED_NBYTES = 4 * MIB
 # A gain that is no noise, and worth three threads.
-LEAST_GAIN = 0.05
+LEAST_GAIN = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ def _obstacle(
         return "nothing is measured"
     if not layout_of(nodes).is_hierarchy:
         return f"{len(nodes)} ranks on {len(set(nodes))} nodes make no hierarchy"
+    if config.reduction == "auto" and torch.are_deterministic_algorithms_enabled():
+        return "the clock would choose, and deterministic algorithms are asked for"
     on_cpu = all(param.device.type == "cpu" for param in module.parameters())
     if collectives.max([int(not on_cpu or collectives.backend != "gloo")]) == [0]:
         return ""

@@ -61,6 +61,25 @@ def test_bf16_is_summed_as_well_as_flat_and_the_same_on_all_ranks():
             assert hierarchical.tobytes() == buffers[0][0].tobytes()
 
 
+def among_some(rank: int) -> float:
+    """Ranks 1 to 4 of 5 sum up their numbers in a group of their own, twice over."""
+    group = dist.new_group([1, 2, 3, 4])
+    flat = torch.tensor([float(rank)])
+    if rank > 0:
+        for _ in range(2):
+            collectives = Collectives(group, torch.device("cpu"), TIMEOUT_S)
+            network = HierarchicalAllReduce(collectives, [0, 0, 1, 1], TIMEOUT_S)
+            network.all_reduce(flat).wait()
+            network.close()
+            collectives.close()
+    dist.barrier()
+    return float(flat)
+
+
+def test_a_sub_group_can_have_one_again_and_again():
+    assert run_ranks(5, among_some) == [0.0, 40.0, 40.0, 40.0, 40.0]
+
+
 def silent_rank(rank: int) -> str:
     """Rank 3 never reduces; the others must not wait for longer than the timeout."""
     collectives = Collectives(None, torch.device("cpu"), TIMEOUT_S)
