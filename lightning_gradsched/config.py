@@ -64,7 +64,6 @@ class GradSchedConfig:
             raise ValueError(
                 f"stall_timeout_s: expected a positive number, got {self.stall_timeout_s}"
             )
-
         if self.reduction not in REDUCTION_CHOICES:
             raise ValueError(
                 f"reduction: expected one of {REDUCTION_CHOICES}, got {self.reduction!r}"

@@ -42,7 +42,6 @@ BANDWIDTH_NBYTES = 4 * 2**20
 FAST_BUDGET_S = 1.0
 SLOW_BUDGET_S = 5.0
 
-
 # Times so many all-reduces of so many bytes.
 Timer = Callable[[int, int], list[float]]
 
@@ -61,7 +60,7 @@ def network_profile(
 ) -> NetworkProfile:
     """The network as measured now, or as ``folder`` has it from at most a week ago. Collective.
 
-    With samples of the ``hierarchical`` all-reduce too, where there is one.
+    With samples of the ``hierarchical`` all-reduce too, where there is one; both of the same day.
 
     Rank 0 alone reads and writes, and what it read goes to all: they decide alike though the others
     see no such folder, or name another. A file that is no good is warned of and written anew.
@@ -69,11 +68,14 @@ def network_profile(
     key = CalibrationKey.of(places, collectives.backend)
     folder = folder if collectives.rank == 0 else None
     text = collectives.from_rank_0(None if folder is None else calibration_file.read(folder, key))
-    stored = None if text is None else NetworkProfile.from_json(text)
-    network = stored or calibrate(collectives, places)
-    if hierarchical is not None and not _has(network, HIERARCHICAL_ALL_REDUCE):
+    if text is not None:
+        stored = NetworkProfile.from_json(text)
+        if hierarchical is None or _has(stored, HIERARCHICAL_ALL_REDUCE):
+            return stored
+    network = calibrate(collectives, places)
+    if hierarchical is not None:
         network = _with_hierarchical(network, collectives, hierarchical)
-    if folder is not None and network is not stored:
+    if folder is not None:
         calibration_file.write(folder, key, network)
     return network
 

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-# The tag of a message that no rank sends.
-NEVER_SENT = 2**20
+# Tags of messages that no rank sends. By its tag gloo sends a message over one of the interfaces in
+# GLOO_SOCKET_IFNAME: so many are reached.
+NEVER_SENT = range(2**20, 2**20 + 8)
 
 
 class Work(Protocol):
@@ -67,9 +68,10 @@ class PeerGroup:
         """Break off what is under way, here and at the peers. From any thread."""
         # gloo's abort() ends no wait. A receive that is late makes it close all connections.
         other = (self._own + 1) % len(self._peers)
-        with suppress(RuntimeError):
-            late = self._group.recv([torch.empty(1)], other, NEVER_SENT)
-            late.wait(timedelta(milliseconds=1))
+        for tag in NEVER_SENT:
+            with suppress(RuntimeError):
+                late = self._group.recv([torch.empty(1)], other, tag)
+                late.wait(timedelta(milliseconds=1))
 
 
 class Collectives:

@@ -21,11 +21,12 @@ from lightning_gradsched.core.profile import (
     NetworkProfile,
     Sample,
 )
+from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime import calibration
 from lightning_gradsched.runtime.reduction import faster_way
 from tests.parity.nets import NETS, WIDTH
 from tests.parity.reference import average_gradients
-from tests.ranks import errors_of_ranks, run_ranks
+from tests.ranks import RankError, errors_of_ranks, run_ranks
 
 MIB = 2**20
 
@@ -213,3 +214,26 @@ def test_the_faster_way_for_a_typical_group_is_chosen(hierarchical_ms, numel, na
 def test_an_unknown_way_is_refused():
     with pytest.raises(ValueError, match=r"reduction: expected one of \('flat',.* got 'tree'"):
         GradSchedConfig(reduction="tree")
+
+
+def one_dies(rank: int) -> None:
+    """Rank 3 ends in its third step; the others' timeout is far away."""
+    on_nodes(rank, [2, 2])
+    net = nn.Linear(WIDTH, WIDTH)
+    config = GradSchedConfig(planner="ddp", reduction="hierarchical", stall_timeout_s=300.0)
+    scheduler = GradientScheduler(net, config)
+    for _ in range(2):
+        net(torch.ones(1, WIDTH)).sum().backward()
+    loss = net(torch.ones(1, WIDTH)).sum()
+    if rank == 3:
+        os._exit(7)
+    with pytest.raises(ReductionError, match="the reduction of"):
+        loss.backward()
+    scheduler.detach()
+    assert own_threads() == []
+
+
+def test_a_rank_that_dies_ends_the_step_of_all_others():
+    with pytest.raises(RankError) as error:
+        run_ranks(4, one_dies)
+    assert str(error.value) == "rank 3: died with exit code 7"
