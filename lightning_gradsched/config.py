@@ -18,6 +18,7 @@ REDUCE_DTYPES = {
     "bf16": "bfloat16",
     "fp16": "float16",
 }
+REDUCTION_CHOICES = ("flat", "hierarchical", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class GradSchedConfig:
         calibration_dir: the folder where rank 0 keeps the measured network for the next run on the
             same hosts, at most a week; None measures anew each time, but under Lightning keeps it
             in ``gradsched`` below the Trainer's ``default_root_dir``.
+        reduction: how gradients are summed: ``"flat"`` (over all ranks at once), ``"hierarchical"``
+            (inside each node, between nodes, inside again; gloo and parameters on the CPU only), or
+            ``"auto"``: what the calibration finds faster, flat where nothing is measured.
 
     Raises:
         ValueError: a field outside its range; the message names the field and the valid values.
@@ -65,6 +69,7 @@ class GradSchedConfig:
     broadcast_buffers: bool = True
     stall_timeout_s: float = 1800.0
     calibration_dir: str | None = None
+    reduction: str = "auto"
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNER_CHOICES and not callable(self.planner):
@@ -87,6 +92,10 @@ class GradSchedConfig:
         if not self.stall_timeout_s > 0:
             raise ValueError(
                 f"stall_timeout_s: expected a positive number, got {self.stall_timeout_s}"
+            )
+        if self.reduction not in REDUCTION_CHOICES:
+            raise ValueError(
+                f"reduction: expected one of {REDUCTION_CHOICES}, got {self.reduction!r}"
             )
 
     @property

@@ -152,7 +152,7 @@ def _measure(
     model: Model | None, device: torch.device, timeout_s: float
 ) -> tuple[NetworkProfile, BackwardProfile | None]:
     """The network, and the profile of the model's steps if there is a model. Collective."""
-    from lightning_gradsched.runtime.calibration import network_profile
+    from lightning_gradsched.runtime.calibration import network_profile, places_of
     from lightning_gradsched.runtime.collectives import Collectives
 
     if model is not None:
@@ -161,6 +161,6 @@ def _measure(
         return doctor_model.measure(model, device, timeout_s)
     collectives = Collectives(None, device, timeout_s)
     try:
-        return network_profile(collectives, None), None
+        return network_profile(collectives, places_of(collectives), None), None
     finally:
         collectives.close()

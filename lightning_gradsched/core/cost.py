@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lightning_gradsched.core.profile import NetworkProfile
+from lightning_gradsched.core.profile import ALL_REDUCE, NetworkProfile
 from lightning_gradsched.errors import ProfileError
 
 # A fit that misses the measured medians by more than this is not planned with.
@@ -72,7 +72,7 @@ class Fit(NamedTuple):
     is_good: bool
 
 
-def fit_all_reduce(profile: NetworkProfile) -> Fit:
+def fit_all_reduce(profile: NetworkProfile, collective: str = ALL_REDUCE) -> Fit:
     """Alpha and beta of the all-reduce, or where they fit badly, the measured medians joined up.
 
     Fitted to the median at each size by relative errors, so that microseconds at small sizes count
@@ -82,11 +82,11 @@ def fit_all_reduce(profile: NetworkProfile) -> Fit:
     it is not known, and most groups are as large.
 
     Raises:
-        ProfileError: fewer than two sizes of all-reduce.
+        ProfileError: fewer than two sizes of ``collective``.
     """
-    nbytes, seconds = _medians(profile)
+    nbytes, seconds = _medians(profile, collective)
     if len(nbytes) < 2:
-        raise ProfileError(f"expected all-reduces of two sizes or more, got sizes {nbytes}")
+        raise ProfileError(f"expected {collective} of two sizes or more, got sizes {nbytes}")
     x, y = np.array(nbytes), np.array(seconds)
     line = _robust_line(x, y)
     errors = _relative_errors(line, x, y)
@@ -131,10 +131,10 @@ def _relative_errors(line: AlphaBeta, x: Any, y: Any) -> Any:
     return np.abs(line.all_reduce_s(x) - y) / y
 
 
-def _medians(profile: NetworkProfile) -> tuple[list[float], list[float]]:
+def _medians(profile: NetworkProfile, collective: str) -> tuple[list[float], list[float]]:
     at: dict[float, list[float]] = defaultdict(list)
     for sample in profile.samples:
-        if sample.collective == "all_reduce":
+        if sample.collective == collective:
             at[float(sample.nbytes)].append(sample.seconds)
     sizes = sorted(at)
     return sizes, [median(at[size]) for size in sizes]

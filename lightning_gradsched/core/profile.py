@@ -70,6 +70,11 @@ class BackwardProfile:
         )
 
 
+# The collectives of samples: over all ranks at once, and through the nodes.
+ALL_REDUCE = "all_reduce"
+HIERARCHICAL_ALL_REDUCE = "hierarchical_all_reduce"
+
+
 class Sample(NamedTuple):
     """One timed collective: it took ``seconds`` on a message of ``nbytes``."""
 

@@ -7,15 +7,22 @@ import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 from lightning_gradsched.core.cost import GOOD_FIT, CostModel, fit_all_reduce
-from lightning_gradsched.core.profile import NetworkProfile, Sample
+from lightning_gradsched.core.profile import (
+    ALL_REDUCE,
+    HIERARCHICAL_ALL_REDUCE,
+    NetworkProfile,
+    Sample,
+)
 from lightning_gradsched.runtime import calibration_file
 from lightning_gradsched.runtime.calibration_file import CalibrationKey
-from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.collectives import AllReduce, Collectives
 from lightning_gradsched.runtime.topology import Place, nodes_of, place_of
 
 GROWTH = 4
@@ -35,28 +42,61 @@ BANDWIDTH_NBYTES = 4 * 2**20
 FAST_BUDGET_S = 1.0
 SLOW_BUDGET_S = 5.0
 
+# Times so many all-reduces of so many bytes.
+Timer = Callable[[int, int], list[float]]
 
-def network_profile(collectives: Collectives, folder: Path | None) -> NetworkProfile:
+
+def places_of(collectives: Collectives) -> list[Place]:
+    """Each rank's place. Collective."""
+    places: list[Place] = collectives.gather(place_of(os.environ, socket.gethostname()))
+    return places
+
+
+def network_profile(
+    collectives: Collectives,
+    places: Sequence[Place],
+    folder: Path | None,
+    hierarchical: AllReduce | None = None,
+) -> NetworkProfile:
     """The network as measured now, or as ``folder`` has it from at most a week ago. Collective.
+
+    With samples of the ``hierarchical`` all-reduce too, where there is one; both of the same day.
 
     Rank 0 alone reads and writes, and what it read goes to all: they decide alike though the others
     see no such folder, or name another. A file that is no good is warned of and written anew.
     """
-    places = collectives.gather(place_of(os.environ, socket.gethostname()))
     key = CalibrationKey.of(places, collectives.backend)
     folder = folder if collectives.rank == 0 else None
     text = collectives.from_rank_0(None if folder is None else calibration_file.read(folder, key))
     if text is not None:
-        return NetworkProfile.from_json(text)
+        stored = NetworkProfile.from_json(text)
+        if hierarchical is None or _has(stored, HIERARCHICAL_ALL_REDUCE):
+            return stored
     network = calibrate(collectives, places)
+    if hierarchical is not None:
+        network = _with_hierarchical(network, collectives, hierarchical)
     if folder is not None:
         calibration_file.write(folder, key, network)
     return network
 
 
-def cost_of(network: NetworkProfile, *, warns: bool) -> CostModel:
+def _has(network: NetworkProfile, collective: str) -> bool:
+    return any(sample.collective == collective for sample in network.samples)
+
+
+def _with_hierarchical(
+    network: NetworkProfile, collectives: Collectives, hierarchical: AllReduce
+) -> NetworkProfile:
+    time_hierarchical = partial(collectives.time_all_reduce, network=hierarchical)
+    samples = _ladder(collectives, HIERARCHICAL_ALL_REDUCE, time_hierarchical, perf_counter)
+    return replace(network, samples=(*network.samples, *samples))
+
+
+def cost_of(
+    network: NetworkProfile, collective: str = ALL_REDUCE, *, warns: bool = False
+) -> CostModel:
     """The all-reduce's cost model; ``warns`` where no straight line fits. Not collective."""
-    fit = fit_all_reduce(network)
+    fit = fit_all_reduce(network, collective)
     if warns and network.world_size > 1 and not fit.is_good:
         warnings.warn(
             f"no latency and bandwidth fit the all-reduce of {network.world_size} ranks: the best"
@@ -71,7 +111,22 @@ def cost_of(network: NetworkProfile, *, warns: bool) -> CostModel:
 def calibrate(
     collectives: Collectives, places: Sequence[Place], *, now: Callable[[], float] = perf_counter
 ) -> NetworkProfile:
-    """Time all-reduces of growing sizes, each sample the median over ranks. Collective.
+    """Time all-reduces of growing sizes, each sample the median over ranks. Collective."""
+    samples = _ladder(collectives, ALL_REDUCE, collectives.time_all_reduce, now)
+    ranks_on = Counter(nodes_of(places))
+    return NetworkProfile(
+        collectives.backend,
+        collectives.world_size,
+        n_nodes=len(ranks_on),
+        ranks_per_node=max(ranks_on.values()),
+        samples=tuple(samples),
+    )
+
+
+def _ladder(
+    collectives: Collectives, collective: str, timer: Timer, now: Callable[[], float]
+) -> list[Sample]:
+    """Samples of growing sizes.
 
     Stops after a second, or after five where a second reaches no size that measures the bandwidth
     of groups: a slow link. Each size takes at most ``GROWTH`` times as long as the one before, if
@@ -86,26 +141,19 @@ def calibrate(
         left_s = _budget_s(medians) - elapsed_s
         n_owed = N_ALWAYS - len(medians)
         if n_owed > 0:
-            seconds = _time_size(collectives, nbytes, 1, left_s / n_owed, now)
+            seconds = _time_size(collectives, timer, nbytes, 1, left_s / n_owed, now)
         elif left_s >= (1 + MIN_REPEATS) * GROWTH * each_s:
             # No more repeats than needed where they would turn a fast link into a slow one.
             spare_s = max(FAST_BUDGET_S - elapsed_s, 0.0) or left_s
-            seconds = _time_size(collectives, nbytes, MIN_REPEATS, spare_s, now)
+            seconds = _time_size(collectives, timer, nbytes, MIN_REPEATS, spare_s, now)
         else:
             break
-        samples += [Sample("all_reduce", nbytes, s) for s in seconds]
+        samples += [Sample(collective, nbytes, s) for s in seconds]
         medians.append(median(seconds))
         ended_s = _slowest(collectives, now() - start_s)
         each_s = (ended_s - elapsed_s) / (1 + len(seconds))
         elapsed_s = ended_s
-    ranks_on = Counter(nodes_of(places))
-    return NetworkProfile(
-        collectives.backend,
-        collectives.world_size,
-        n_nodes=len(ranks_on),
-        ranks_per_node=max(ranks_on.values()),
-        samples=tuple(samples),
-    )
+    return samples
 
 
 def _budget_s(medians: Sequence[float]) -> float:
@@ -115,17 +163,22 @@ def _budget_s(medians: Sequence[float]) -> float:
 
 
 def _time_size(
-    collectives: Collectives, nbytes: int, least: int, spare_s: float, now: Callable[[], float]
+    collectives: Collectives,
+    timer: Timer,
+    nbytes: int,
+    least: int,
+    spare_s: float,
+    now: Callable[[], float],
 ) -> list[float]:
     """Seconds of ``least`` repeats or as many more as fit into ``spare_s``, after a first."""
     start_s = now()
-    collectives.time_all_reduce(nbytes, 1)  # warms up
+    timer(nbytes, 1)  # warms up
     warm_up_s = max(1e-6, _slowest(collectives, now() - start_s))
     # Less the one that is over, and as much for agreeing.
     fitting = int(spare_s / warm_up_s) - 3
     wanted = max(REPEATS, min(CHEAP_REPEATS, int(CHEAP_S / warm_up_s)))
     repeats = max(least, min(wanted, fitting))
-    return collectives.median(collectives.time_all_reduce(nbytes, repeats))
+    return collectives.median(timer(nbytes, repeats))
 
 
 def _slowest(collectives: Collectives, seconds: float) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,9 @@ MAX_RING_BITS = 3
 _n_control_groups = 0
 # Groups closed while a collective of theirs was under way: what destroys one waits for that.
 _left_running: list[Any] = []
+# Tags of messages that no rank sends. By its tag gloo sends a message over one of the interfaces in
+# GLOO_SOCKET_IFNAME: so many are reached.
+NEVER_SENT = range(2**20, 2**20 + 8)
 
 
 class Work(Protocol):
@@ -46,6 +50,44 @@ class AllReduce(Protocol):
     def all_reduce(self, flat: Tensor) -> Work:
         """Begin to sum ``flat`` over the ranks, in place. All ranks call it in the same order."""
         ...
+
+
+class PeerGroup:
+    """Some of the ranks, over gloo connections of their own; for tensors in host memory.
+
+    Each method must be called by all of ``ranks`` alike, and returns when its part is done. A
+    ``RuntimeError`` where a peer's part does not come within ``timeout_s``, or the group is closed;
+    from then on the group is broken on all ranks.
+    """
+
+    def __init__(self, store: Store, ranks: Sequence[int], rank: int, timeout_s: float) -> None:
+        self._peers = {peer: number for number, peer in enumerate(ranks)}
+        self._own = self._peers[rank]
+        timeout = timedelta(seconds=timeout_s)
+        # Untyped: torch's stub lists none of its collectives.
+        self._group: Any = dist.ProcessGroupGloo(store, self._own, len(ranks), timeout)
+
+    def all_reduce(self, flat: Tensor) -> None:
+        """Sum ``flat`` over the ranks, in place."""
+        self._group.allreduce(flat).wait()
+
+    def exchange(
+        self, sent: Mapping[int, Tensor], received: Mapping[int, Tensor], *, tag: int
+    ) -> None:
+        """Send to and receive from each peer; messages of another ``tag`` may be under way."""
+        works = [self._group.recv([t], self._peers[peer], tag) for peer, t in received.items()]
+        works += [self._group.send([t], self._peers[peer], tag) for peer, t in sent.items()]
+        for work in works:
+            work.wait()
+
+    def close(self) -> None:
+        """Break off what is under way, here and at the peers. From any thread."""
+        # gloo's abort() ends no wait. A receive that is late makes it close all connections.
+        other = (self._own + 1) % len(self._peers)
+        for tag in NEVER_SENT:
+            with suppress(RuntimeError):
+                late = self._group.recv([torch.empty(1)], other, tag)
+                late.wait(timedelta(milliseconds=1))
 
 
 class Collectives:
@@ -145,14 +187,34 @@ class Collectives:
             dist.broadcast_object_list(values, group=self._group, group_src=0)
         return values[0]
 
-    def time_all_reduce(self, nbytes: int, repeats: int) -> list[float]:
-        """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come."""
+    def peer_groups(
+        self, groups: Sequence[Sequence[int]], timeout_s: float
+    ) -> list[PeerGroup | None]:
+        """A group of each of these lists of ranks; None where this rank is not in it, or alone."""
+        # Private, but what every start of a process group goes through.
+        store = dist.distributed_c10d._get_default_store()
+        # Never used before: the keys of a group that is gone may still be there.
+        name = self.from_rank_0(f"gradsched/{uuid4()}")
+        return [
+            PeerGroup(PrefixStore(f"{name}/{number}", store), ranks, self.rank, timeout_s)
+            if self.rank in ranks and len(ranks) > 1
+            else None
+            for number, ranks in enumerate(groups)
+        ]
+
+    def time_all_reduce(
+        self, nbytes: int, repeats: int, network: AllReduce | None = None
+    ) -> list[float]:
+        """Seconds of ``repeats`` all-reduces of ``nbytes``, each from when all ranks have come.
+
+        Over ``network``, where it is another than this.
+        """
         flat = torch.zeros(max(1, nbytes // 4), device=self._device)
         seconds = []
         for _ in range(repeats):
             self.min_and_max(0, "a timed all-reduce")
             start_s = perf_counter()
-            self.watchdog.wait(self.all_reduce(flat), "a timed all-reduce")
+            self.watchdog.wait((network or self).all_reduce(flat), "a timed all-reduce")
             if self.on_cuda:
                 torch.cuda.synchronize()
             seconds.append(perf_counter() - start_s)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from math import nan
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.candidates import Candidate, candidates
-from lightning_gradsched.core.cost import AlphaBeta, CostModel
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -23,22 +21,20 @@ from lightning_gradsched.core.plan import (
     ddp,
     planner_named,
 )
-from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile
+from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.report import TriedPlan
 from lightning_gradsched.core.schedule import ReductionSchedule, lower
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
 from lightning_gradsched.runtime import consensus
-from lightning_gradsched.runtime.calibration import cost_of, network_profile
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
+from lightning_gradsched.runtime.reduction import Reduction
 from lightning_gradsched.runtime.sparse import sparse_parameters
 from lightning_gradsched.runtime.trial import PlanTrial
 
-# Given to planners that look at no cost.
-UNKNOWN_NETWORK = AlphaBeta(alpha_s=0.0, beta_s_per_byte=0.0)
 TRIED_PLANS = 4
 
 
@@ -61,16 +57,10 @@ class Planning:
         self.profiler: StepProfiler | None = None  # while steps are being measured
         self.profile: BackwardProfile | None = None
         self.tried: tuple[TriedPlan, ...] = ()
-        self.network: NetworkProfile | None = None
-        self._cost: CostModel = UNKNOWN_NETWORK
-        if _measures(config, collectives.world_size):
-            folder = None if config.calibration_dir is None else Path(config.calibration_dir)
-            self.network = network_profile(collectives, folder)
-            self._cost = cost_of(
-                self.network,
-                # "auto" does not rely on it: plans are tried on the job.
-                warns=collectives.rank == 0 and config.planner != "auto",
-            )
+        self.reduction = Reduction(
+            module, config, collectives, measures=_measures(config, collectives.world_size)
+        )
+        self.network, self._cost = self.reduction.network, self.reduction.cost
 
     def start(self, params: Mapping[str, Tensor]) -> None:
         """Plan for these parameters; what was measured of fewer is forgotten."""

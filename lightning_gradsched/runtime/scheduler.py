@@ -16,7 +16,6 @@ from torch.autograd.graph import Node
 
 import lightning_gradsched
 from lightning_gradsched.config import REDUCE_DTYPES, GradSchedConfig
-from lightning_gradsched.core.cost import fit_all_reduce
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
@@ -88,11 +87,13 @@ class GradientScheduler:
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
-        self._reducer = Reducer({}, self._collectives, self._make_plan, self._after_reduction)
+        reduction = self._planning.reduction
+        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._after_reduction)
         if self._config.reduce_dtype is not None:
             dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
-            self._reducer.transport = CastTransport(self._collectives, dtype)
+            self._reducer.transport = CastTransport(reduction.carrier, dtype)
         watchdog = self._collectives.watchdog
+        watchdog.also_abort(reduction.close)
         watchdog.describe_by(_weakly(self._reducer))
         self._reducer.wait, self._reducer.nan_watch = watchdog.wait, NanWatch(watchdog)
         self._negotiation: Negotiation | None = None
@@ -136,6 +137,11 @@ class GradientScheduler:
     def network(self) -> NetworkProfile | None:
         """What a planner that needs it has measured of the network."""
         return self._planning.network
+
+    @property
+    def reduction(self) -> str:
+        """How gradients are summed: ``"flat"`` or ``"hierarchical"``."""
+        return self._planning.reduction.name
 
     @property
     def predicted(self) -> Timeline | None:
@@ -232,7 +238,7 @@ class GradientScheduler:
         return self._records.report(
             fastest=fastest,
             predicted=self.predicted,
-            cost=fit_all_reduce(self.network).model if self.network is not None else None,
+            cost=self._planning.reduction.cost if self.network is not None else None,
             tried=self.tried,
         )
 
@@ -245,6 +251,7 @@ class GradientScheduler:
         self._planning.close()
         if self._negotiation is not None:
             self._negotiation.close()
+        self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close()
         self._reducer.detach()

@@ -214,6 +214,16 @@ class Watchdog:
         if dist.get_world_size(group) > 1:
             self._start_patrol(group)
 
+    def also_abort(self, end: Callable[[], object]) -> None:
+        """When the engine gives up, call ``end`` first."""
+        abort = self.abort
+
+        def both() -> None:
+            end()
+            abort()
+
+        self.abort = both
+
     def describe_by(self, describe: Callable[[], str]) -> None:
         """What this rank says of itself when asked, by another thread. Hold the engine weakly."""
         self._progress.describe = describe
