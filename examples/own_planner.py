@@ -32,7 +32,7 @@ def main() -> None:
     model = nn.Sequential(*[nn.Sequential(nn.Linear(128, 128), nn.GELU()) for _ in range(6)])
     config = GradSchedConfig(planner=doubling, record_every_n_steps=2)
     scheduler = GradientScheduler(model, config)
-    for _ in range(20):
+    for _ in range(30):
         model.zero_grad()
         model(torch.randn(32, 128)).square().mean().backward()
     if dist.get_rank() == 0:

@@ -21,7 +21,7 @@ def main() -> None:
     scheduler = GradientScheduler(model, GradSchedConfig(record_every_n_steps=5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 
-    for _ in range(20):
+    for _ in range(60):
         optimizer.zero_grad()
         for micro_batch in range(ACCUMULATE):
             x = torch.randn(64, 32)

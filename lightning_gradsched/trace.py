@@ -149,7 +149,9 @@ def write_trace(scheduler: GradientScheduler, path: Path, *, is_writer: bool = T
     if not is_writer:
         return
     timelines = tuple(scheduler.timelines())
-    trace = Trace(report, timelines, str(scheduler.schedule), scheduler.predicted)
+    # Of another plan than the recorded steps', it would be no prediction of them.
+    predicted = scheduler.predicted if report.predicted else None
+    trace = Trace(report, timelines, str(scheduler.schedule), predicted)
     with written_whole(path) as fresh:
         fresh.write_text(json.dumps(trace.to_json()), encoding="utf-8")
     print(

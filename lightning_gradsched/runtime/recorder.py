@@ -133,25 +133,36 @@ class Recorder:
 
 
 class StepRecords:
-    """The measured steps of one plan, and whose turn it is to be measured."""
+    """The measured steps of one plan, and whose turn it is to be measured.
+
+    The steps of a plan that is no longer in force are kept until one of its successor's is there.
+    """
 
     def __init__(self, clock: Clock, every_n_steps: int) -> None:
         self._clock = clock
         self._every = every_n_steps
         self._step = 0
-        self._groups: Sequence[GroupInfo] = ()
+        self._groups: Sequence[GroupInfo] = ()  # of the recorded steps
+        self._groups_in_force: Sequence[GroupInfo] = ()
         # By the step's number since the plan was made.
         self._recorded: deque[tuple[int, Recorder]] = deque(maxlen=REPORTED_STEPS)
 
     def start(self, groups: Sequence[GroupInfo]) -> None:
-        """Forget the steps of another plan; ``groups`` in launch order."""
-        self._groups = groups
-        self._recorded.clear()
+        """Another plan is in force; its ``groups`` in launch order."""
+        self._groups_in_force = groups
         self._step = 0
+
+    @property
+    def are_current(self) -> bool:
+        """Whether the recorded steps are of the plan in force."""
+        return self._groups is self._groups_in_force
 
     def turn(self, finished: Recorder | None) -> Recorder | None:
         """Keep a step's marks, if there are any; a recorder for the next step, if it is due."""
         if finished is not None:
+            if not self.are_current:
+                self._groups = self._groups_in_force
+                self._recorded.clear()
             self._recorded.append((self._step, finished))
         self._step += 1
         due = self._every > 0 and self._step % self._every == FIRST_RECORDED_STEP % self._every

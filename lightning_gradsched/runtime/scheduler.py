@@ -237,7 +237,7 @@ class GradientScheduler:
         fastest = self._records.fastest(self._collectives) if across_ranks else None
         return self._records.report(
             fastest=fastest,
-            predicted=self.predicted,
+            predicted=self.predicted if self._records.are_current else None,
             cost=self._planning.reduction.cost if self.network is not None else None,
             tried=self.tried,
         )
