@@ -20,7 +20,7 @@ COMMANDS = {
     "python examples/quickstart.py": ("python examples/quickstart.py", "exposed communication"),
     "torchrun --nproc-per-node 2 examples/plain_loop.py": (
         "torchrun --standalone --nproc-per-node 2 examples/plain_loop.py",
-        "after schedule R0 W0",
+        "after schedule R0",
     ),
     "torchrun --nproc-per-node 2 examples/own_planner.py": (
         "torchrun --standalone --nproc-per-node 2 examples/own_planner.py",
@@ -32,6 +32,10 @@ COMMANDS = {
         "resume",
     ),
     "python -m zoo.train --help": ("python -m zoo.train --help", "experiment=super_resolution"),
+    "torchrun --nproc-per-node 2 --no-python gradsched doctor": (
+        "torchrun --standalone --nproc-per-node 2 --no-python gradsched doctor",
+        "ranks",
+    ),
     "python -m benchmarks.overhead": ("python -m benchmarks.overhead --steps 5", "x ddp"),
 }
 # `make demo` is test_demo's; `make test` and `make lint` are what CI calls.
