@@ -25,6 +25,7 @@ from lightning_gradsched.errors import GradSchedError, ProcessGroupError
 from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.trace import write_trace
+from lightning_gradsched.uneven import PaddedLoader, pad
 
 if TYPE_CHECKING:
     _Base = DDPStrategy
@@ -78,6 +79,7 @@ class GradSchedMixin(_Base):
         )
         self._scheduler: GradientScheduler | None = None
         self._checked_epoch = -1  # the last whose number of batches the ranks have compared
+        self._is_over = False  # this rank has no batch where others have one
 
     @property
     def scheduler(self) -> GradientScheduler:
@@ -115,7 +117,7 @@ class GradSchedMixin(_Base):
         root = self.lightning_module.trainer.default_root_dir
         if config.calibration_dir is None and "://" not in root:  # a bucket is no folder
             config = replace(config, calibration_dir=str(Path(root) / "gradsched"))
-        self._checked_epoch = -1
+        self._checked_epoch, self._is_over = -1, False
         # Lightning's forward is the training_step: what else calls the module may be on one rank.
         self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
         self._register_ddp_hooks()
@@ -130,9 +132,17 @@ class GradSchedMixin(_Base):
             self.scheduler.register_comm_hook(self._ddp_comm_state, hook)
 
     @override
+    def process_dataloader(self, dataloader: object) -> object:
+        dataloader = super().process_dataloader(dataloader)
+        module = self.lightning_module
+        if self.config.uneven_batches == "refuse" or module is None or not module.trainer.training:
+            return dataloader
+        return pad(dataloader, self.scheduler, self.global_rank)
+
+    @override
     def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         with self.scheduler.forward_pass():
-            output = super().training_step(*args, **kwargs)
+            output = None if self._is_over else super().training_step(*args, **kwargs)
         module = self.lightning_module
         if output is None and module is not None and module.automatic_optimization:
             # Lightning would run no backward, and the other ranks would wait for this one's.
@@ -167,10 +177,25 @@ class GradSchedMixin(_Base):
         super().on_train_batch_start(batch, batch_idx)
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
+        if self.config.uneven_batches != "refuse":
+            self._follow_uneven(trainer, batch_idx)
         # Where steps are counted instead, a rank may be in another epoch and none waits at its end.
-        if trainer.max_steps == -1 and trainer.current_epoch != self._checked_epoch:
+        elif trainer.max_steps == -1 and trainer.current_epoch != self._checked_epoch:
             self._checked_epoch = trainer.current_epoch
             self.scheduler.check_batches(trainer.num_training_batches)
+
+    def _follow_uneven(self, trainer: Any, batch_idx: int) -> None:
+        loader = trainer.train_dataloader
+        if not isinstance(loader, PaddedLoader) or not trainer.model.automatic_optimization:
+            raise GradSchedError(
+                "uneven_batches: expected one train dataloader and automatic optimization, got"
+                f" {type(loader).__name__} and automatic_optimization="
+                f"{trainer.model.automatic_optimization}; set uneven_batches='refuse'"
+            )
+        self._is_over = loader.is_over(batch_idx)
+        if self.config.uneven_batches == "active":
+            first = batch_idx - batch_idx % trainer.accumulate_grad_batches
+            self.scheduler.divide_by(loader.n_active(first))
 
     @override
     def on_validation_start(self) -> None:

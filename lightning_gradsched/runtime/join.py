@@ -9,15 +9,13 @@ The turns are the same on all ranks, so the sum has its place in the order of co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.errors import GradSchedError
-from lightning_gradsched.runtime.bucket import Bucket
 from lightning_gradsched.runtime.collectives import Collectives, PendingReduction
 
 Batch = TypeVar("Batch")
@@ -100,14 +98,9 @@ class Join:
             if param.grad is None:  # no rank had a gradient of it
                 param.grad = grad
 
-    @torch.no_grad()
-    def reduced(self, buckets: Sequence[Bucket]) -> None:
-        """After each reduction: make the mean over all ranks one over those that had data."""
+    def reduced(self) -> int | None:
+        """After each reduction: how many ranks had data, if its sum is to be divided by that."""
         self._had_data = False
         if not self._divides_by_active or self._status is None:
-            return
-        _, n_active = self._status.values()
-        n_ranks = self._collectives.world_size
-        if 0 < n_active < n_ranks:
-            for bucket in buckets:
-                bucket.flat.mul_(n_ranks / n_active)
+            return None
+        return self._status.values()[1] or None

@@ -102,6 +102,7 @@ class GradientScheduler:
         elif self._config.schedule == "auto":
             self._reducer.fill_order = FillOrderWatch(self._collectives)
         self._join: Join | None = None  # while a pass over uneven batches runs
+        self._n_active: int | None = None  # what the sum is divided by, where not by all ranks
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._sparse = sparse_parameters(module)
@@ -205,7 +206,7 @@ class GradientScheduler:
         try:
             yield from self._join.turns(batches)
         finally:
-            self._join = None
+            self._join = self._n_active = None
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -275,6 +276,19 @@ class GradientScheduler:
         """
         self._reducer.settle()
         consensus.check_batches(self._collectives, n_batches)
+
+    def batches_by_rank(self, n_batches: int | None) -> list[int | None]:
+        """What each rank gave, by rank. Every rank must call it."""
+        self._reducer.settle()
+        return self._collectives.gather(n_batches, "the number of batches of each rank")
+
+    def divide_by(self, n_ranks: int) -> None:
+        """From the next reduction on, divide by so many ranks: those that have data.
+
+        Every rank must give the same, from 1 to their number. The ranks without data must
+        ``skip_backward()``, and hold no gradients of an earlier backward when they do.
+        """
+        self._n_active = n_ranks
 
     def timelines(self) -> list[Timeline]:
         """The measured steps, oldest first; at most the last 16."""
@@ -366,7 +380,9 @@ class GradientScheduler:
 
     def _after_reduction(self) -> None:
         if self._join is not None:
-            self._join.reduced(self._reducer.buckets)
+            self._n_active = self._join.reduced()
+        if self._n_active is not None and self._n_active != self._collectives.world_size:
+            self._reducer.scale(self._collectives.world_size / self._n_active)
         self._reducer.recorder = self._records.turn(self._reducer.recorder)
         if self._planning.step_ended():
             self._reducer.forget_plan()
