@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from contextlib import nullcontext
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -257,3 +261,21 @@ def left_early(rank: int) -> list[int]:
 
 def test_all_ranks_may_leave_a_pass_before_its_end() -> None:
     assert run_ranks(2, left_early) == [[2, 2]] * 2
+
+
+def test_the_documented_loop_leaves_the_ranks_alike(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "uneven-data.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    script = tmp_path / "loop.py"
+    script.write_text(next(block for block in blocks if "init_process_group" in block))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    result = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    weights = dict(re.findall(r"rank (\d): weight (.*)", result.stdout))
+    assert len(weights) == 2
+    assert weights["0"] == weights["1"]
