@@ -178,23 +178,23 @@ class GradSchedMixin(_Base):
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
         if self.config.uneven_batches != "refuse":
-            self._follow_uneven(trainer, batch_idx)
+            self._follow_uneven(self.lightning_module, batch_idx)
         # Where steps are counted instead, a rank may be in another epoch and none waits at its end.
         elif trainer.max_steps == -1 and trainer.current_epoch != self._checked_epoch:
             self._checked_epoch = trainer.current_epoch
             self.scheduler.check_batches(trainer.num_training_batches)
 
-    def _follow_uneven(self, trainer: Any, batch_idx: int) -> None:
-        loader = trainer.train_dataloader
-        if not isinstance(loader, PaddedLoader) or not trainer.model.automatic_optimization:
+    def _follow_uneven(self, module: Any, batch_idx: int) -> None:
+        loader = module.trainer.train_dataloader
+        if not isinstance(loader, PaddedLoader) or not module.automatic_optimization:
             raise GradSchedError(
                 "uneven_batches: expected one train dataloader and automatic optimization, got"
                 f" {type(loader).__name__} and automatic_optimization="
-                f"{trainer.model.automatic_optimization}; set uneven_batches='refuse'"
+                f"{module.automatic_optimization}; set uneven_batches='refuse'"
             )
         self._is_over = loader.is_over(batch_idx)
         if self.config.uneven_batches == "active":
-            first = batch_idx - batch_idx % trainer.accumulate_grad_batches
+            first = batch_idx - batch_idx % module.trainer.accumulate_grad_batches
             self.scheduler.divide_by(loader.n_active(first))
 
     @override

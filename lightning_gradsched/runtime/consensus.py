@@ -162,8 +162,8 @@ def _explain_batches(n_batches: Sequence[float]) -> str:
     return (
         f"expected all ranks to have as many training batches, got {list(n_batches)} by rank: those"
         " with more would wait for the others. Let Lightning's DistributedSampler cut the data"
-        f" evenly (use_distributed_sampler=True), or set Trainer(limit_train_batches={least:g});"
-        " to use all of uneven data, run a plain loop over GradientScheduler.join()"
+        f" evenly (use_distributed_sampler=True), set Trainer(limit_train_batches={least:g}), or"
+        " train on all of them by GradSchedStrategy(uneven_batches='active')."
     )
 
 
