@@ -9,6 +9,7 @@ from lightning_gradsched.core.schedule import SCHEDULE_CHOICES
 
 MIB = 2**20
 PLANNER_CHOICES = (*PLANNER_NAMES, "auto")
+UNEVEN_CHOICES = ("refuse", "all", "active")
 # What a user may write -> torch's name.
 REDUCE_DTYPES = {
     "float32": "float32",
@@ -46,6 +47,10 @@ class GradSchedConfig:
             ``"float16"`` (or ``"fp32"``, ``"bf16"``, ``"fp16"``); None: each in its own.
         broadcast_buffers: copy rank 0's buffers (batch-norm statistics) to all ranks before a
             forward in training, as DDP does; False leaves each rank's as they are after the start.
+        uneven_batches: under Lightning, what to do where ranks have other numbers of training
+            batches: ``"refuse"`` (an error on every rank before the epoch), or let the ranks that
+            have run out add zeros, and divide the sum by the number of ``"all"`` ranks or of the
+            ``"active"`` ones that have a batch. Plain loops use ``GradientScheduler.join()``.
         stall_timeout_s: the longest wait for another rank, in forming the process group (where
             Lightning does it) and in any collective of the engine. After a third of it a warning
             names what is waited for and the ranks that are missing; so does the error at its end.
@@ -67,6 +72,7 @@ class GradSchedConfig:
     trace_path: str | None = None
     reduce_dtype: str | None = None
     broadcast_buffers: bool = True
+    uneven_batches: str = "refuse"
     stall_timeout_s: float = 1800.0
     calibration_dir: str | None = None
     reduction: str = "auto"
@@ -88,6 +94,10 @@ class GradSchedConfig:
             raise ValueError(
                 f"reduce_dtype: expected one of {tuple(REDUCE_DTYPES)} or None,"
                 f" got {self.reduce_dtype!r}"
+            )
+        if self.uneven_batches not in UNEVEN_CHOICES:
+            raise ValueError(
+                f"uneven_batches: expected one of {UNEVEN_CHOICES}, got {self.uneven_batches!r}"
             )
         if not self.stall_timeout_s > 0:
             raise ValueError(

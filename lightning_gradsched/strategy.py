@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.distributed import DistError
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradsched import _registration
@@ -23,6 +25,7 @@ from lightning_gradsched.errors import GradSchedError, ProcessGroupError
 from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.trace import write_trace
+from lightning_gradsched.uneven import PaddedLoader, pad
 
 if TYPE_CHECKING:
     _Base = DDPStrategy
@@ -75,6 +78,8 @@ class GradSchedMixin(_Base):
             start_method=start_method,
         )
         self._scheduler: GradientScheduler | None = None
+        self._checked_epoch = -1  # the last whose number of batches the ranks have compared
+        self._is_over = False  # this rank has no batch where others have one
 
     @property
     def scheduler(self) -> GradientScheduler:
@@ -112,6 +117,7 @@ class GradSchedMixin(_Base):
         root = self.lightning_module.trainer.default_root_dir
         if config.calibration_dir is None and "://" not in root:  # a bucket is no folder
             config = replace(config, calibration_dir=str(Path(root) / "gradsched"))
+        self._checked_epoch, self._is_over = -1, False
         # Lightning's forward is the training_step: what else calls the module may be on one rank.
         self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
         self._register_ddp_hooks()
@@ -126,9 +132,70 @@ class GradSchedMixin(_Base):
             self.scheduler.register_comm_hook(self._ddp_comm_state, hook)
 
     @override
+    def process_dataloader(self, dataloader: object) -> object:
+        dataloader = super().process_dataloader(dataloader)
+        module = self.lightning_module
+        if self.config.uneven_batches == "refuse" or module is None or not module.trainer.training:
+            return dataloader
+        return pad(dataloader, self.scheduler, self.global_rank)
+
+    @override
     def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         with self.scheduler.forward_pass():
-            return super().training_step(*args, **kwargs)
+            output = None if self._is_over else super().training_step(*args, **kwargs)
+        module = self.lightning_module
+        if output is None and module is not None and module.automatic_optimization:
+            # Lightning would run no backward, and the other ranks would wait for this one's.
+            return self.scheduler.zero_loss()
+        return output
+
+    @override
+    def backward(
+        self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if closure_loss.requires_grad:
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        return self._backward_of_constant(closure_loss, optimizer, *args, **kwargs)
+
+    def _backward_of_constant(self, loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Add zeros on this rank; if all ranks do, raise torch's error on all of them."""
+        warnings.warn(
+            f"rank {self.global_rank}: the loss depends on no parameter, so this rank adds zeros to"
+            " the mean over ranks. Where that is meant, return None from training_step.",
+            stacklevel=2,
+        )
+        result = super().backward(loss + self.scheduler.zero_loss(), *args, **kwargs)
+        assert self.lightning_module is not None
+        if self.scheduler.reduces() and all(
+            param.grad is None for param in self.lightning_module.parameters()
+        ):
+            super().backward(loss, *args, **kwargs)
+        return result
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        if self.config.uneven_batches != "refuse":
+            self._follow_uneven(self.lightning_module, batch_idx)
+        # Where steps are counted instead, a rank may be in another epoch and none waits at its end.
+        elif trainer.max_steps == -1 and trainer.current_epoch != self._checked_epoch:
+            self._checked_epoch = trainer.current_epoch
+            self.scheduler.check_batches(trainer.num_training_batches)
+
+    def _follow_uneven(self, module: Any, batch_idx: int) -> None:
+        loader = module.trainer.train_dataloader
+        if not isinstance(loader, PaddedLoader) or not module.automatic_optimization:
+            raise GradSchedError(
+                "uneven_batches: expected one train dataloader and automatic optimization, got"
+                f" {type(loader).__name__} and automatic_optimization="
+                f"{module.automatic_optimization}; set uneven_batches='refuse'"
+            )
+        self._is_over = loader.is_over(batch_idx)
+        if self.config.uneven_batches == "active":
+            first = batch_idx - batch_idx % module.trainer.accumulate_grad_batches
+            self.scheduler.divide_by(loader.n_active(first))
 
     @override
     def on_validation_start(self) -> None:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from time import perf_counter
 from typing import Any, Protocol
@@ -149,6 +150,10 @@ class Collectives:
         """Elementwise sum over the ranks of 64-bit integers."""
         return self._reduce(values, dist.ReduceOp.SUM, what)
 
+    def begin_sum(self, values: Iterable[int], what: str) -> PendingReduction:
+        """Begin to sum 64-bit integers over the ranks, while other work goes on."""
+        return self._begin(values, dist.ReduceOp.SUM, what)
+
     def max(self, values: Iterable[int], what: str = AGREEMENT) -> list[int]:
         """Elementwise maximum over the ranks of 64-bit integers."""
         return self._reduce(values, dist.ReduceOp.MAX, what)
@@ -239,10 +244,30 @@ class Collectives:
             _broadcast_coalesced(self._group, list(tensors), COALESCED_NBYTES, 0)
 
     def _reduce(self, values: Iterable[int], op: Any, what: str) -> list[int]:
+        return self._begin(values, op, what).values()
+
+    def _begin(self, values: Iterable[int], op: Any, what: str) -> PendingReduction:
         tensor = torch.tensor(list(values), dtype=torch.int64, device=self._device)
         self.watchdog.issued()
-        self.watchdog.wait(dist.all_reduce(tensor, op=op, group=self._group, async_op=True), what)
-        return [int(value) for value in tensor.tolist()]
+        work = dist.all_reduce(tensor, op=op, group=self._group, async_op=True)
+        return PendingReduction(tensor, partial(self.watchdog.wait, work, what))
+
+
+class PendingReduction:
+    """Integers of all ranks on their way to being one, by a reduction that has begun."""
+
+    def __init__(self, tensor: Tensor, wait: Callable[[], None]) -> None:
+        self._tensor = tensor
+        self._wait = wait
+
+    def wait(self) -> None:
+        """Return when it has ended; on a GPU, when what is queued from now on comes after it."""
+        self._wait()
+
+    def values(self) -> list[int]:
+        """What it came to; on a GPU, waits for the device."""
+        self._wait()
+        return [int(value) for value in self._tensor.tolist()]
 
 
 class ControlGroup:

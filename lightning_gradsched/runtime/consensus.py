@@ -57,6 +57,11 @@ def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> 
     _check_same(collectives, table, "the trainable parameters", _explain_parameters)
 
 
+def check_batches(collectives: Collectives, n_batches: float) -> None:
+    """Raise ``ConsensusError`` on every rank unless all will run as many training batches."""
+    _check_same(collectives, n_batches, "the number of batches", _explain_batches)
+
+
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
     _check_same(collectives, [plan.planner, plan.groups], "the plan", _explain_plan)
@@ -150,6 +155,16 @@ def _explain_settings(settings: Sequence[dict[str, Any]]) -> str:
         if settings[0].get(name) != settings[other].get(name)
     ]
     return f"the ranks have different settings: {'; '.join(unlike)}. Give all ranks the same."
+
+
+def _explain_batches(n_batches: Sequence[float]) -> str:
+    least = min(n_batches)
+    return (
+        f"expected all ranks to have as many training batches, got {list(n_batches)} by rank: those"
+        " with more would wait for the others. Let Lightning's DistributedSampler cut the data"
+        f" evenly (use_distributed_sampler=True), set Trainer(limit_train_batches={least:g}), or"
+        " train on all of them by GradSchedStrategy(uneven_batches='active')."
+    )
 
 
 def _explain_parameters(tables: Sequence[list[list[Any]]]) -> str:

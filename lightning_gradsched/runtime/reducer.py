@@ -32,6 +32,7 @@ from enum import Enum, auto
 from functools import partial
 from itertools import chain
 
+import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import Node
@@ -149,6 +150,12 @@ class Reducer:
     def settle(self) -> None:
         """Wait for what a backward that an exception cut off has left under way."""
         self._close_if_cut_off()
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply what has just been reduced, from ``after_reduction``."""
+        for bucket in self._launch_order:
+            bucket.flat.mul_(factor)
 
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""

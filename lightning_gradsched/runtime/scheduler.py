@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS, FillOrderWatch
+from lightning_gradsched.runtime.join import Batch, Join, check_joinable
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
@@ -101,6 +102,8 @@ class GradientScheduler:
             self._negotiate()
         elif self._config.schedule == "auto":
             self._reducer.fill_order = FillOrderWatch(self._collectives)
+        self._join: Join | None = None  # while a pass over uneven batches runs
+        self._n_active: int | None = None  # what the sum is divided by, where not by all ranks
         self._roots: list[Node] = []  # of the last forward, until a plan is made from them
         self._params: dict[str, Tensor] = {}
         self._sparse = sparse_parameters(module)
@@ -108,7 +111,7 @@ class GradientScheduler:
         self._broadcast_state()
         self._buffer_sync: BufferSync | None = None
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
-            self._buffer_sync = BufferSync(module, self._collectives, self._reduces)
+            self._buffer_sync = BufferSync(module, self._collectives, self.reduces)
             if not marks_forward:
                 self._buffer_sync.attach()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
@@ -160,6 +163,56 @@ class GradientScheduler:
         its outputs by itself. Without either, gradients are right but none is sent before the end.
         """
         self._watch_root([loss], certain=True)
+
+    def skip_backward(self) -> None:
+        """Take part, by zeros, in a backward that other ranks run and this one does not.
+
+        Call it where ``loss.backward()`` would stand: this rank issues the same collectives, and
+        ``.grad`` becomes the mean over all ranks, as if its loss were constant. Within
+        ``no_sync()`` it does nothing. The forward must have run, or ``with forward_pass(): pass``
+        in its place where the module has buffers; not so for a batch of None out of ``join``.
+        """
+        params = self._params.values()
+        with self._join.skipping(params) if self._join is not None else nullcontext(False) as out:
+            if out:
+                with self.forward_pass():
+                    pass
+            loss = self.zero_loss()
+            self.prepare(loss)
+            loss.backward()
+
+    def zero_loss(self) -> Tensor:
+        """A loss of zero whose backward reaches no parameter, on the module's device."""
+        device = next(self._module.parameters()).device
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.zeros((), device=device, requires_grad=True) * 0
+
+    def join(self, batches: Iterable[Batch], divide_by: str = "all") -> Iterator[Batch | None]:
+        """One pass over ``batches``, of which each rank may have another number.
+
+        A rank that has run out gets None for each batch that others still have, and must call
+        ``skip_backward()`` in the place of forward and backward, and go on with the rest of its
+        step: so its weights and its optimizer's state stay those of the others. On all ranks the
+        pass ends together. Every rank must go through it, and by ``break`` all or none may leave.
+
+        Args:
+            divide_by: ``"all"``: the gradients' sum is divided by the number of ranks;
+                ``"active"``: of those that had a batch since the last reduction.
+
+        Raises:
+            ConsensusError: on every rank, if they give other values of ``divide_by``.
+            GradSchedError: ``skip_backward()`` was not called for a batch of None; or the module
+                has a SyncBatchNorm, whose forward waits for all ranks.
+            ValueError: another ``divide_by``.
+        """
+        check_joinable(self._module, divide_by)
+        self._reducer.settle()
+        consensus.check_settings(self._collectives, {"divide_by": divide_by})
+        self._join = Join(self._collectives, self._reducer.settle, divide_by)
+        try:
+            yield from self._join.turns(batches)
+        finally:
+            self._join = self._n_active = None
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -217,6 +270,31 @@ class GradientScheduler:
         """
         if self._buffer_sync is not None:
             self._buffer_sync.sync()
+
+    def reduces(self) -> bool:
+        """Whether a backward that begins now will be reduced: not so within ``no_sync``."""
+        return not self._reducer.is_muted
+
+    def check_batches(self, n_batches: float) -> None:
+        """Raise ``ConsensusError`` on every rank unless all have as many. Every rank must call it.
+
+        For loops that cannot go through ``join``; ``inf`` where the number is not known.
+        """
+        self._reducer.settle()
+        consensus.check_batches(self._collectives, n_batches)
+
+    def batches_by_rank(self, n_batches: int | None) -> list[int | None]:
+        """What each rank gave, by rank. Every rank must call it."""
+        self._reducer.settle()
+        return self._collectives.gather(n_batches, "the number of batches of each rank")
+
+    def divide_by(self, n_ranks: int) -> None:
+        """From the next reduction on, divide by so many ranks: those that have data.
+
+        Every rank must give the same, from 1 to their number. The ranks without data must
+        ``skip_backward()``, and hold no gradients of an earlier backward when they do.
+        """
+        self._n_active = n_ranks
 
     def timelines(self) -> list[Timeline]:
         """The measured steps, oldest first; at most the last 16."""
@@ -286,9 +364,6 @@ class GradientScheduler:
             self._reducer.fill_order.restart()
         return plan, schedule
 
-    def _reduces(self) -> bool:
-        return not self._reducer.is_muted
-
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
         """Have the backward of ``outputs`` open a cycle as its first act."""
         if not self._reducer.buckets:
@@ -311,6 +386,10 @@ class GradientScheduler:
             self._take_trainable()
 
     def _after_reduction(self) -> None:
+        if self._join is not None:
+            self._n_active = self._join.reduced()
+        if self._n_active is not None and self._n_active != self._collectives.world_size:
+            self._reducer.scale(self._collectives.world_size / self._n_active)
         self._reducer.recorder = self._records.turn(self._reducer.recorder)
         if self._planning.step_ended():
             self._reducer.forget_plan()
