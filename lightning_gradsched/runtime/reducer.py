@@ -189,6 +189,8 @@ class Reducer:
                 self._on_repeat(slot)
                 return
             tally.arrived[slot] = 1
+            if not self._certain:
+                self._be_certain()
             if self.profiler is not None:
                 self.profiler.gradient(slot.name)
             tally.pending -= 1
@@ -233,6 +235,12 @@ class Reducer:
             self._launch_full()
         else:
             self._open_round(self._negotiation)
+
+    def _be_certain(self) -> None:
+        """A gradient has come: this is a backward, which no rank may leave without a word."""
+        self._certain = True
+        if self._negotiation is not None and self._announced:
+            self._negotiation.open()
 
     def _open_round(self, negotiation: Negotiation) -> None:
         if self._certain:

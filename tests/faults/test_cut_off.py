@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
-from lightning_gradsched.errors import GradSchedError
+from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
@@ -136,6 +136,31 @@ def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest(
     whole, cut_off = run_ranks(2, one_cut_off)
     assert whole == [False, True, False]
     assert cut_off == [False, False]
+
+
+def cut_off_with_no_group_full(rank: int) -> list[str]:
+    """Rank 1 raises before any group of its is full, so that it has offered none."""
+    torch.manual_seed(0)
+    net = Net()
+    GradientScheduler(
+        net, GradSchedConfig(planner="single", schedule="negotiated", stall_timeout_s=20.0)
+    )
+    ends = []
+    for step in range(3):
+        net.zero_grad()
+        net.trouble = "backward 1" if (step, rank) == (1, 1) else ""
+        try:
+            net(torch.full((2, 4), 0.1 * (rank + 1))).square().sum().backward()
+            ends.append("reduced")
+        except (KeyboardInterrupt, ReductionError) as error:
+            ends.append(str(error)[:38])
+    return ends
+
+
+def test_where_ranks_negotiate_all_learn_that_one_was_cut_off() -> None:
+    whole, cut_off = run_ranks(2, cut_off_with_no_group_full)
+    assert whole == ["reduced", "another rank gave up this backward, so", "reduced"]
+    assert cut_off == ["reduced", "", "reduced"]
 
 
 def agreements_after(rank: int) -> list[str]:

@@ -155,8 +155,9 @@ class Rank:
             self._backward(faults.plain, 1.0, muted=True)
             self._zero("to_none")
         elif step.fault == "copies_the_module":
+            x = self._draw()
             for copied in (deepcopy(self.net), pickle.loads(pickle.dumps(self.net))):
-                copied.forward(self._draw()).sum().backward()
+                copied(x).sum().backward()
             gc.collect()
         elif step.fault == "reports":
             with suppress(GradSchedError):  # no step is measured yet, on any rank
