@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SECONDS := 600
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test soak lint format bench clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -20,6 +21,9 @@ demo: $(STAMP)  ## train a super-resolution net on two ranks with gradsched and 
 
 test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## random graphs and faults on four ranks for ten minutes; SECONDS= for another time
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 lint: $(STAMP)  ## ruff, format check, mypy --strict on the package
 	$(BIN)/ruff check .

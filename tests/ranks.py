@@ -33,13 +33,23 @@ def run_ranks(
     Raises ``RankError`` with the traceback of each rank that raised, and the number of each that
     had not ended after ``timeout_s``; those are killed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [_start(rank, n_ranks, folder, function, args) for rank in range(n_ranks)]
-        results = _collect(ranks, timeout_s)
+    results = outcomes_of_ranks(n_ranks, function, *args, timeout_s=timeout_s)
     failures = [f"rank {rank}: {r[1]}" for rank, r in enumerate(results) if r[0] != "returned"]
     if failures:
         raise RankError("\n".join(failures))
     return [value for _, value in results]
+
+
+def outcomes_of_ranks(
+    n_ranks: int, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0
+) -> list[tuple[str, Any]]:
+    """As ``run_ranks``, but how each rank ended, where some are meant to fail.
+
+    ("returned", value), ("raised", traceback), ("died", text) or ("hung", text), by rank.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [_start(rank, n_ranks, folder, function, args) for rank in range(n_ranks)]
+        return _collect(ranks, timeout_s)
 
 
 def errors_of_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> list[str]:

@@ -22,15 +22,21 @@ class BufferSync:
     reduce (``no_sync``, ``no_grad``). A forward in eval mode sends nothing, where DDP's would: it
     may run on some ranks alone.
 
-    ``reduces``: whether a backward of what runs now will be reduced.
+    ``reduces``: whether a backward of what runs now will be reduced. ``settle``: ends what a
+    backward that raised has left under way, which ranks may have left at different groups.
     """
 
     def __init__(
-        self, module: nn.Module, collectives: Collectives, reduces: Callable[[], bool]
+        self,
+        module: nn.Module,
+        collectives: Collectives,
+        reduces: Callable[[], bool],
+        settle: Callable[[], None],
     ) -> None:
         self._module = module
         self._collectives = collectives
         self._reduces = reduces
+        self._settle = settle
         self._is_due = True
         self._depth = 0  # of forwards within forwards: the outermost counts
         self._handles: list[RemovableHandle] = []
@@ -61,6 +67,7 @@ class BufferSync:
         Raises:
             ReductionError: the ranks did not meet within ``stall_timeout_s``.
         """
+        self._settle()
         # As DDP does: autograd may have saved a buffer, and shall not take it for changed.
         buffers = [buffer.data for buffer in self._module.buffers()]
         try:

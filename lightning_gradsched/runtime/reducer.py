@@ -196,6 +196,8 @@ class Reducer:
                 self._on_repeat(slot)
                 return
             tally.arrived[slot] = 1
+            if not self._certain:
+                self._be_certain()
             if self.profiler is not None:
                 self.profiler.gradient(slot.name)
             tally.pending -= 1
@@ -240,6 +242,12 @@ class Reducer:
             self._launch_full()
         else:
             self._open_round(self._negotiation)
+
+    def _be_certain(self) -> None:
+        """A gradient has come: this is a backward, which no rank may leave without a word."""
+        self._certain = True
+        if self._negotiation is not None and self._announced:
+            self._negotiation.open()
 
     def _open_round(self, negotiation: Negotiation) -> None:
         if self._certain:
@@ -340,10 +348,7 @@ class Reducer:
         self._close()
 
     def _reduce_rest(self) -> None:
-        if self.recorder is not None:
-            self.recorder.backward_ended()
-        if self.profiler is not None:
-            self.profiler.backward_ended()
+        self._mark_end_of_backward()
         if not self._launch_order:
             self._plan_from(self._unplanned.arrived)
         self._launch_rest()
@@ -354,6 +359,16 @@ class Reducer:
             self.nan_watch.look_after(self._launch_order)
         self._launched.clear()
         self._learn()
+        self._count()
+
+    def _mark_end_of_backward(self) -> None:
+        if self.recorder is not None:
+            self.recorder.backward_ended()
+        if self.profiler is not None:
+            self.profiler.backward_ended()
+
+    def _count(self) -> None:
+        """One more backward is reduced, on all ranks: some agreements come every so many."""
         self._n_reduced += 1
         if self.recorder is not None:
             self.recorder.ended()
@@ -393,19 +408,28 @@ class Reducer:
     def _close_if_cut_off(self) -> None:
         """See [Note: a backward that raised]."""
         if self._state is State.RUNNING and self._final_callback() is None:
-            self._drain()
+            was_reduced = self._drain()
             self._close()
+            if was_reduced:
+                self._count()
 
-    def _drain(self) -> None:
-        """Be in step with the other ranks again, and wait for what is under way."""
+    def _drain(self) -> bool:
+        """Be in step with the other ranks again, and wait for what is under way.
+
+        Whether all groups have been sent: then the ranks that were not cut off count this backward.
+        """
         if self._negotiation is not None:
             self._negotiation.give_up()
             self._negotiation.settle()
         elif self._certain or any(tally.arrived for tally in self._tallies()):
             for bucket in self._launch_order[len(self._launched) :]:
                 self._launch(bucket, void=True)
+        was_reduced = 0 < len(self._launched) == len(self._launch_order)
+        if was_reduced:
+            self._mark_end_of_backward()
         while self._launched:
             self._wait(self._launched.pop(0))
+        return was_reduced
 
     def _tallies(self) -> Iterable[Tally]:
         return chain([self._unplanned], self._launch_order)

@@ -111,7 +111,9 @@ class GradientScheduler:
         self._broadcast_state()
         self._buffer_sync: BufferSync | None = None
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
-            self._buffer_sync = BufferSync(module, self._collectives, self.reduces)
+            self._buffer_sync = BufferSync(
+                module, self._collectives, self.reduces, self._reducer.settle
+            )
             if not marks_forward:
                 self._buffer_sync.attach()
         self._forward_handle = module.register_forward_hook(_ForwardHook(self))
@@ -312,6 +314,8 @@ class GradientScheduler:
             GradSchedError: no step has been recorded yet, or detached.
             ConsensusError: on every rank, if ``across_ranks`` and they have recorded unlike steps.
         """
+        if across_ranks:
+            self._reducer.settle()  # before collectives of ours come between
         fastest = self._records.fastest(self._collectives) if across_ranks else None
         return self._records.report(
             fastest=fastest,

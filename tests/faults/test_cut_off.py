@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
+from lightning_gradsched.errors import GradSchedError, ReductionError
+from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
 from tests.strategy import modules
@@ -84,6 +87,34 @@ def test_all_ranks_cut_off_alike_go_on(trouble: tuple[str, str], accumulates: bo
         assert result == (True, [trouble[rank]])
 
 
+def collectives_after(rank: int, which: str) -> bool:
+    """Ranks are cut off at unlike groups; then comes a collective of the engine's own."""
+    torch.manual_seed(0)
+    net = Net()
+    if which == "buffers":
+        net.register_buffer("offset", torch.zeros(1))
+    plain = deepcopy(net)
+    scheduler = GradientScheduler(net, GradSchedConfig(planner="per_tensor", stall_timeout_s=20.0))
+    for step in range(3):
+        net.zero_grad()
+        net.trouble = f"backward {rank}" if step == 1 else ""
+        try:
+            net(torch.full((2, 4), 0.1 * (rank + 1 + step))).square().sum().backward()
+        except KeyboardInterrupt:
+            if which == "report":
+                with suppress(GradSchedError):  # no step is measured yet; the ranks agree on that
+                    scheduler.report(across_ranks=True)
+    plain(torch.full((2, 4), 0.1 * (rank + 3))).square().sum().backward()
+    average_gradients(plain)
+    pairs = zip(net.parameters(), plain.parameters(), strict=True)
+    return all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+@pytest.mark.parametrize("which", ["buffers", "report"])
+def test_no_collective_overtakes_what_a_backward_that_raised_has_left(which: str) -> None:
+    assert run_ranks(2, collectives_after, which) == [True, True]
+
+
 def one_cut_off(rank: int) -> list[bool]:
     """Rank 1 catches an error of its backward and goes on; which parameters hold NaN then."""
     torch.manual_seed(0)
@@ -105,6 +136,52 @@ def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest(
     whole, cut_off = run_ranks(2, one_cut_off)
     assert whole == [False, True, False]
     assert cut_off == [False, False]
+
+
+def cut_off_with_no_group_full(rank: int) -> list[str]:
+    """Rank 1 raises before any group of its is full, so that it has offered none."""
+    torch.manual_seed(0)
+    net = Net()
+    GradientScheduler(
+        net, GradSchedConfig(planner="single", schedule="negotiated", stall_timeout_s=20.0)
+    )
+    ends = []
+    for step in range(3):
+        net.zero_grad()
+        net.trouble = "backward 1" if (step, rank) == (1, 1) else ""
+        try:
+            net(torch.full((2, 4), 0.1 * (rank + 1))).square().sum().backward()
+            ends.append("reduced")
+        except (KeyboardInterrupt, ReductionError) as error:
+            ends.append(str(error)[:38])
+    return ends
+
+
+def test_where_ranks_negotiate_all_learn_that_one_was_cut_off() -> None:
+    whole, cut_off = run_ranks(2, cut_off_with_no_group_full)
+    assert whole == ["reduced", "another rank gave up this backward, so", "reduced"]
+    assert cut_off == ["reduced", "", "reduced"]
+
+
+def agreements_after(rank: int) -> list[str]:
+    """Rank 1 alone is cut off once; later the ranks judge their last 20 backwards together."""
+    torch.manual_seed(0)
+    net = Net()
+    config = GradSchedConfig(
+        planner="per_tensor", schedule="auto", record_every_n_steps=2, stall_timeout_s=20.0
+    )
+    scheduler = GradientScheduler(net, config)
+    for step in range(WATCHED_STEPS + 4):
+        net.zero_grad()
+        net.trouble = "backward 1" if (step, rank) == (2, 1) else ""
+        with suppress(KeyboardInterrupt):
+            net(torch.full((2, 4), 0.1 * (rank + 1))).square().sum().backward()
+    return [row.label for row in scheduler.report(across_ranks=True).groups]
+
+
+def test_what_one_rank_left_out_counts_as_a_step_on_all() -> None:
+    first, second = run_ranks(2, agreements_after)
+    assert first == second
 
 
 def interrupted_in_the_wait(rank: int) -> tuple[bool, bool]:

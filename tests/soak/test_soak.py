@@ -1,0 +1,34 @@
+"""A few episodes of the soak; ``make soak`` plays others for ten minutes."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+
+from tests.soak.episodes import Episode, make_episode
+from tests.soak.faults import ENDINGS, FAULTS
+from tests.soak.nets import BLOCKS
+from tests.soak.outcome import play
+
+# Short ones that between them meet every kind of block, fault and ending.
+SEEDS = [1547, 244, 605, 290, 1037, 592, 52, 71]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_episode_ends_as_it_should(seed: int) -> None:
+    outcome = play(make_episode(seed))
+    assert not outcome.failures, str(outcome)
+
+
+def test_the_episodes_meet_every_kind_of_block_and_fault() -> None:
+    episodes = [make_episode(seed) for seed in SEEDS]
+    assert set(chain.from_iterable(e.blocks for e in episodes)) == set(BLOCKS)
+    assert set(chain.from_iterable(e.faults for e in episodes)) == {*FAULTS, *ENDINGS}
+    assert {e.settings["schedule"] for e in episodes} == {"static", "negotiated", "auto"}
+
+
+def test_an_episode_is_a_function_of_its_seed() -> None:
+    assert make_episode(1) == make_episode(1)
+    assert isinstance(make_episode(2), Episode)
+    assert make_episode(1) != make_episode(2)
