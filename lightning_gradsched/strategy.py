@@ -23,6 +23,7 @@ from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import GradSchedError, ProcessGroupError
 from lightning_gradsched.runtime.comm_hook import CommHook
+from lightning_gradsched.runtime.join import check_joinable
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.trace import write_trace
 from lightning_gradsched.uneven import PaddedLoader, pad
@@ -138,6 +139,7 @@ class GradSchedMixin(_Base):
         module = self.lightning_module
         if self.config.uneven_batches == "refuse" or module is None or not module.trainer.training:
             return dataloader
+        check_joinable(module, self.config.uneven_batches)
         return pad(dataloader, self.scheduler, self.global_rank)
 
     @override

@@ -252,9 +252,20 @@ def fit_padded(rank: int, make: type[pl.LightningModule], arguments: tuple[str, 
         (Unsized, (), "got [None, None] batches by rank"),
     ],
 )
-def test_what_cannot_be_padded_is_refused(
+def test_a_loader_that_cannot_be_padded_is_refused(
     make: type[pl.LightningModule], arguments: tuple[str, ...], message: str
 ) -> None:
     for error in errors_of_ranks(2, fit_padded, make, arguments):
         assert error.startswith("GradSchedError: uneven_batches: ")
         assert message in error
+
+
+class SyncedNorm(Uneven):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.SyncBatchNorm(1)
+
+
+def test_a_forward_that_waits_for_all_ranks_is_refused() -> None:
+    for error in errors_of_ranks(2, fit_padded, SyncedNorm, ()):
+        assert error.startswith("GradSchedError: expected layers whose forward needs no other rank")
