@@ -23,6 +23,7 @@ from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import GradSchedError, ProcessGroupError
 from lightning_gradsched.runtime.comm_hook import CommHook
+from lightning_gradsched.runtime.join import check_joinable
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.trace import write_trace
 from lightning_gradsched.uneven import PaddedLoader, pad
@@ -79,6 +80,7 @@ class GradSchedMixin(_Base):
         )
         self._scheduler: GradientScheduler | None = None
         self._checked_epoch = -1  # the last whose number of batches the ranks have compared
+        self._has_no_loss = False  # training_step gave none, where Lightning expects one
         self._is_over = False  # this rank has no batch where others have one
 
     @property
@@ -117,7 +119,7 @@ class GradSchedMixin(_Base):
         root = self.lightning_module.trainer.default_root_dir
         if config.calibration_dir is None and "://" not in root:  # a bucket is no folder
             config = replace(config, calibration_dir=str(Path(root) / "gradsched"))
-        self._checked_epoch, self._is_over = -1, False
+        self._checked_epoch, self._is_over, self._has_no_loss = -1, False, False
         # Lightning's forward is the training_step: what else calls the module may be on one rank.
         self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
         self._register_ddp_hooks()
@@ -137,6 +139,7 @@ class GradSchedMixin(_Base):
         module = self.lightning_module
         if self.config.uneven_batches == "refuse" or module is None or not module.trainer.training:
             return dataloader
+        check_joinable(module, self.config.uneven_batches)
         return pad(dataloader, self.scheduler, self.global_rank)
 
     @override
@@ -144,10 +147,9 @@ class GradSchedMixin(_Base):
         with self.scheduler.forward_pass():
             output = None if self._is_over else super().training_step(*args, **kwargs)
         module = self.lightning_module
-        if output is None and module is not None and module.automatic_optimization:
-            # Lightning would run no backward, and the other ranks would wait for this one's.
-            return self.scheduler.zero_loss()
-        return output
+        self._has_no_loss = output is None and module is not None and module.automatic_optimization
+        # Lightning would run no backward, and the other ranks would wait for this one's.
+        return self.scheduler.zero_loss() if self._has_no_loss else output
 
     @override
     def backward(
@@ -165,12 +167,28 @@ class GradSchedMixin(_Base):
             stacklevel=2,
         )
         result = super().backward(loss + self.scheduler.zero_loss(), *args, **kwargs)
-        assert self.lightning_module is not None
-        if self.scheduler.reduces() and all(
-            param.grad is None for param in self.lightning_module.parameters()
-        ):
+        if self.scheduler.reduces() and self._has_no_gradients():
             super().backward(loss, *args, **kwargs)
         return result
+
+    @override
+    def optimizer_step(
+        self,
+        optimizer: Optimizer,
+        closure: Callable[[], Any],
+        model: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        def closure_of_all_ranks() -> Any:
+            loss = closure()
+            # Loss scaling is told by None that there is nothing to unscale: no rank had a loss.
+            return None if self._has_no_loss and self._has_no_gradients() else loss
+
+        return super().optimizer_step(optimizer, closure_of_all_ranks, model, **kwargs)
+
+    def _has_no_gradients(self) -> bool:
+        module = self.lightning_module
+        return module is not None and all(param.grad is None for param in module.parameters())
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

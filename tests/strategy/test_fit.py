@@ -307,6 +307,7 @@ def test_a_rank_with_another_model_is_named_on_every_rank() -> None:
         ({"find_unused_parameters": True}, TypeError, "need no flag"),
         ({"plan": "ddp"}, TypeError, "no 'plan'; its settings are"),
         ({"planner": "best"}, ValueError, r"planner: expected one of .*'ddp'.*, got 'best'"),
+        ({"uneven_batches": "skip"}, ValueError, r"uneven_batches: expected one of .*'active'"),
         ({"group_nbytes": 0}, ValueError, "group_nbytes: expected at least 1"),
         ({"stall_timeout_s": 0}, ValueError, "stall_timeout_s: expected a positive"),
         ({"record_every_n_steps": -1}, ValueError, "record_every_n_steps: expected 0"),

@@ -53,14 +53,18 @@ class SkipsByHand(Skips):
         optimizer.step()
 
 
+def loss_scaling() -> MixedPrecision:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    return MixedPrecision("16-mixed", "cpu", scaler=scaler)
+
+
 def fit(
     rank: int, make: Any, how: str, strategy: str, options: dict[str, Any]
 ) -> dict[str, Tensor]:
     pl.seed_everything(0, verbose=False)
     module = make(how)
     if "scaler" in options:
-        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-        options = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
+        options = {"plugins": [loss_scaling()]}
     trainer(strategy, **options).fit(module)
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
@@ -98,21 +102,22 @@ class AlwaysNone(modules.Regression):
         return None
 
 
-def fit_plainly(rank: int, make: Any) -> bool:
+def fit_plainly(rank: int, make: Any, scales: bool) -> bool:
     pl.seed_everything(0, verbose=False)
     module = make()
     before = module.encode.weight.detach().clone()
-    trainer("gradsched", max_epochs=1).fit(module)
+    trainer("gradsched", max_epochs=1, plugins=[loss_scaling()] if scales else []).fit(module)
     return torch.equal(module.encode.weight, before)
 
 
 def test_a_loss_that_is_constant_everywhere_is_torchs_error_on_all_ranks() -> None:
-    for message in errors_of_ranks(2, fit_plainly, AlwaysConstant):
+    for message in errors_of_ranks(2, fit_plainly, AlwaysConstant, False):
         assert message.startswith("RuntimeError: element 0 of tensors does not require grad")
 
 
-def test_a_step_that_all_ranks_skip_moves_no_weight() -> None:
-    assert run_ranks(2, fit_plainly, AlwaysNone) == [True, True]
+@pytest.mark.parametrize("scales", [False, True])
+def test_a_step_that_all_ranks_skip_moves_no_weight(scales: bool) -> None:
+    assert run_ranks(2, fit_plainly, AlwaysNone, scales) == [True, True]
 
 
 class Uneven(modules.Regression):
@@ -247,9 +252,20 @@ def fit_padded(rank: int, make: type[pl.LightningModule], arguments: tuple[str, 
         (Unsized, (), "got [None, None] batches by rank"),
     ],
 )
-def test_what_cannot_be_padded_is_refused(
+def test_a_loader_that_cannot_be_padded_is_refused(
     make: type[pl.LightningModule], arguments: tuple[str, ...], message: str
 ) -> None:
     for error in errors_of_ranks(2, fit_padded, make, arguments):
         assert error.startswith("GradSchedError: uneven_batches: ")
         assert message in error
+
+
+class SyncedNorm(Uneven):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.SyncBatchNorm(1)
+
+
+def test_a_forward_that_waits_for_all_ranks_is_refused() -> None:
+    for error in errors_of_ranks(2, fit_padded, SyncedNorm, ()):
+        assert error.startswith("GradSchedError: expected layers whose forward needs no other rank")
