@@ -78,10 +78,16 @@ class Collectives:
         self._given_device = device
         self._timeout_s = timeout_s
 
-    def close(self) -> None:
-        """Give back the process group that was made here, and end its threads. Idempotent."""
+    def close(self, *, in_use: bool = False) -> None:
+        """Give back the process group that was made here, and end its threads. Idempotent.
+
+        ``in_use``: collectives have been begun and not been waited for. The group is left then to
+        the end of the process: gloo has been seen to lose messages of other groups after that.
+        """
         self.watchdog.close()
-        if self._made and dist.is_initialized():
+        if in_use:
+            _left_running.append(self._group)
+        elif self._made and dist.is_initialized():
             # A ValueError says that it went already, with all others.
             with suppress(ValueError):
                 dist.destroy_process_group(self._group)

@@ -250,7 +250,7 @@ class GradientScheduler:
         if self._negotiation is not None:
             self._negotiation.close()
         # Before the reducer lets go of its works: see Bucket.work.
-        self._collectives.close()
+        self._collectives.close(in_use=self._reducer.has_in_flight)
         self._reducer.detach()
 
     def _take_trainable(self) -> None:
