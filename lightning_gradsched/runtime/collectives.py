@@ -121,10 +121,19 @@ class Collectives:
         self._given_device = device
         self._timeout_s = timeout_s
 
-    def close(self) -> None:
-        """Give back the process group that was made here, and end its threads. Idempotent."""
+    def close(self, *, in_use: bool = False) -> None:
+        """Give back the process group that was made here, and end its threads. Idempotent.
+
+        ``in_use``: collectives have been begun and not been waited for. They are ended, and the
+        group is kept to the end of the process: after one was destroyed with works under way,
+        gloo has been seen to lose messages of other groups.
+        """
         self.watchdog.close()
-        if self._made and dist.is_initialized():
+        if in_use and self._made and self._group is not None:
+            with suppress(Exception):  # not every backend can
+                self._group.abort()
+            _left_running.append(self._group)
+        elif self._made and dist.is_initialized():
             # A ValueError says that it went already, with all others.
             with suppress(ValueError):
                 dist.destroy_process_group(self._group)

@@ -113,6 +113,11 @@ class Reducer:
         """In launch order; empty before the first backward."""
         return self._launch_order
 
+    @property
+    def has_in_flight(self) -> bool:
+        """Whether groups have been launched and not been waited for."""
+        return bool(self._launched)
+
     def progress(self) -> str:
         """What it is doing, for other ranks' errors; may be asked by any thread."""
         if self._state is State.RUNNING:

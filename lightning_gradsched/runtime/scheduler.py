@@ -335,7 +335,7 @@ class GradientScheduler:
             self._negotiation.close()
         self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
-        self._collectives.close()
+        self._collectives.close(in_use=self._reducer.has_in_flight)
         self._reducer.detach()
 
     def _take_trainable(self) -> None:

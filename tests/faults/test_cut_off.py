@@ -138,6 +138,34 @@ def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest(
     assert cut_off == [False, False]
 
 
+def made_anew_after(rank: int) -> bool:
+    """The engine is detached with groups under way, unlike ones by rank, and made anew."""
+    torch.manual_seed(0)
+    net = Net()
+    plain = deepcopy(net)
+    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=20.0)
+    right = True
+    for step in range(4):
+        scheduler = GradientScheduler(net, config)
+        x = torch.full((2, 4), 0.1 * (rank + 1 + step))
+        for trouble in ("", f"backward {rank}"):
+            net.zero_grad()
+            net.trouble = trouble
+            with suppress(KeyboardInterrupt):
+                net(x).square().sum().backward()
+                plain.zero_grad()
+                plain(x).square().sum().backward()
+                average_gradients(plain)
+                pairs = zip(net.parameters(), plain.parameters(), strict=True)
+                right &= all(torch.equal(a.grad, b.grad) for a, b in pairs)
+        scheduler.detach()
+    return right
+
+
+def test_an_engine_may_be_made_anew_after_an_exception() -> None:
+    assert run_ranks(2, made_anew_after) == [True, True]
+
+
 def cut_off_with_no_group_full(rank: int) -> list[str]:
     """Rank 1 raises before any group of its is full, so that it has offered none."""
     torch.manual_seed(0)
