@@ -333,10 +333,7 @@ class Reducer:
         self._close()
 
     def _reduce_rest(self) -> None:
-        if self.recorder is not None:
-            self.recorder.backward_ended()
-        if self.profiler is not None:
-            self.profiler.backward_ended()
+        self._note_backward_ended()
         if not self._launch_order:
             self._plan_from(self._unplanned.arrived)
         self._launch_rest()
@@ -347,10 +344,20 @@ class Reducer:
             self.nan_watch.look_after(self._launch_order)
         self._launched.clear()
         self._learn()
+        self._count()
+
+    def _count(self) -> None:
+        """The ranks reduced a backward: all count it, as what comes when depends on the count."""
         self._n_reduced += 1
         if self.recorder is not None:
             self.recorder.ended()
         self._after_reduction()
+
+    def _note_backward_ended(self) -> None:
+        if self.recorder is not None:
+            self.recorder.backward_ended()
+        if self.profiler is not None:
+            self.profiler.backward_ended()
 
     def _launch_rest(self) -> None:
         if self._negotiation is None:
@@ -390,15 +397,23 @@ class Reducer:
             self._close()
 
     def _drain(self) -> None:
-        """Be in step with the other ranks again, and wait for what is under way."""
+        """Be in step with the other ranks again, and wait for what is under way.
+
+        Where all groups are launched the others may have seen nothing of it, and have counted it.
+        """
+        self._note_backward_ended()
         if self._negotiation is not None:
             self._negotiation.give_up()
             self._negotiation.settle()
         elif self._certain or any(tally.arrived for tally in self._tallies()):
             for bucket in self._launch_order[len(self._launched) :]:
                 self._launch(bucket, void=True)
-        while self._launched:
-            self._wait(self._launched.pop(0))
+        is_whole = 0 < len(self._launched) == len(self._launch_order)
+        for bucket in self._launched:
+            self._wait(bucket)
+        self._launched.clear()
+        if is_whole:
+            self._count()
 
     def _tallies(self) -> Iterable[Tally]:
         return chain([self._unplanned], self._launch_order)
