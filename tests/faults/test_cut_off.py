@@ -175,7 +175,7 @@ def test_an_error_on_one_rank_is_one_on_the_others() -> None:
 
 
 def one_cut_off_before_a_common_decision(rank: int) -> tuple[str, int]:
-    """A schedule that judges the ranks' orders together after 20 steps, of which one was cut off."""
+    """The ranks judge their orders together after 20 steps, of which one was cut off."""
     net = Net()
     config = GradSchedConfig(planner="per_tensor", schedule="auto", stall_timeout_s=20)
     scheduler = GradientScheduler(net, config)
