@@ -379,6 +379,12 @@ class Reducer:
             self.recorder.ended()
         self._after_reduction()
 
+    def _note_backward_ended(self) -> None:
+        if self.recorder is not None:
+            self.recorder.backward_ended()
+        if self.profiler is not None:
+            self.profiler.backward_ended()
+
     def _launch_rest(self) -> None:
         if self._negotiation is None:
             for bucket in self._launch_order[len(self._launched) :]:
@@ -432,8 +438,10 @@ class Reducer:
         was_reduced = 0 < len(self._launched) == len(self._launch_order)
         if was_reduced:
             self._mark_end_of_backward()
-        while self._launched:
-            self._wait(self._launched.pop(0))
+        for bucket in self._launched:
+            self._wait(bucket)
+        # Not before: what is forgotten here would be sent again if a wait is cut off too.
+        self._launched.clear()
         return was_reduced
 
     def _tallies(self) -> Iterable[Tally]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 
 from lightning_gradsched.runtime.bucket import Bucket
 from lightning_gradsched.runtime.collectives import AllReduce, Work
@@ -62,15 +64,21 @@ class CastTransport:
         return with_counts(bucket, work, self._network)
 
 
-class Works:
+class Works(dist.Work):
     """Several works as one; the last of them ends it."""
 
     def __init__(self, works: Sequence[Any]) -> None:
+        super().__init__()
         self._works = works
 
-    def wait(self) -> None:
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """``timeout`` is for each of them; None: their own."""
         for work in self._works:
-            work.wait()
+            work.wait() if timeout is None else work.wait(timeout)
+        return True
+
+    def is_completed(self) -> bool:
+        return all(work.is_completed() for work in self._works)
 
     def get_future(self) -> Any:
         return self._works[-1].get_future()

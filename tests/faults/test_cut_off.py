@@ -276,3 +276,23 @@ def test_an_error_on_one_rank_is_one_on_the_others() -> None:
         assert message.startswith("ReductionError: rank ")
         assert "group 0 (layers.2.bias, layers.2.weight, layers.1.bias and 3 more)" in message
         assert "Rank 1 " in message
+
+
+def one_cut_off_before_a_common_decision(rank: int) -> tuple[str, int]:
+    """The ranks judge their orders together after 20 steps, of which one was cut off."""
+    net = Net()
+    config = GradSchedConfig(planner="per_tensor", schedule="auto", stall_timeout_s=20)
+    scheduler = GradientScheduler(net, config)
+    for step in range(24):
+        net.zero_grad()
+        net.trouble = "backward 1" if (rank, step) == (1, 3) else ""
+        with suppress(KeyboardInterrupt):
+            net(torch.ones(2, 4)).square().sum().backward()
+    result = scheduler.schedule_in_force, scheduler._reducer._n_reduced
+    scheduler.detach()
+    return result
+
+
+def test_ranks_of_which_one_was_cut_off_count_the_same_steps() -> None:
+    first, second = run_ranks(2, one_cut_off_before_a_common_decision)
+    assert first == second

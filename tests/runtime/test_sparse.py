@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
+from lightning_gradsched.errors import ReductionError
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
 
@@ -196,3 +198,26 @@ def test_a_dense_gradient_where_a_sparse_one_was_promised_is_refused_by_name() -
     for message in errors_of_ranks(2, dense_after_all):
         assert message.startswith("ReductionError: expected a sparse gradient of 'word.weight'")
         assert "sparse=False" in message
+
+
+def deserted(rank: int) -> str:
+    """The group that carries the reductions would wait for the other rank much longer."""
+    net = nn.EmbeddingBag(6, 2, sparse=True)
+    config = GradSchedConfig(planner="ddp", stall_timeout_s=3)
+    scheduler = GradientScheduler(net, config, process_group=dist.new_group())
+    words = torch.tensor([[1, 2]])
+    net(words).sum().backward()
+    message = ""
+    if rank == 0:
+        with pytest.raises(ReductionError) as caught:
+            net(words).sum().backward()
+        message = str(caught.value)
+    dist.barrier()
+    scheduler.detach()
+    return message
+
+
+def test_the_wait_for_a_sparse_group_ends_with_stall_timeout_s() -> None:
+    message, _ = run_ranks(2, deserted)
+    assert "group 0 (weight)" in message
+    assert "it did not finish in time for stall_timeout_s=3" in message
