@@ -256,8 +256,9 @@ class SparseBucket(Bucket):
                 " module with sparse=False."
             )
         else:
-            # What is kept from before must survive where no rank uses the parameter.
-            self.flat = grad.clone() if self._absent else grad
+            # Its values may be the very tensor that backward goes on with below the embedding, and
+            # what is kept from before must survive where no rank uses the parameter.
+            self.flat = grad.clone()
         self.views = [self.flat]
 
     def _take(self, result: Tensor) -> None:

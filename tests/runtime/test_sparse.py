@@ -221,3 +221,32 @@ def test_the_wait_for_a_sparse_group_ends_with_stall_timeout_s() -> None:
     message, _ = run_ranks(2, deserted)
     assert "group 0 (weight)" in message
     assert "it did not finish in time for stall_timeout_s=3" in message
+
+
+class Residual(nn.Module):
+    """What flows back through the sum is also the values of the embedding's gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.word = nn.Embedding(N_ROWS, WIDTH, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.head(self.stem(x) + self.word(torch.arange(len(x)))))
+
+
+def below_an_embedding(rank: int) -> bool:
+    torch.manual_seed(0)
+    net = Residual()
+    plain = deepcopy(net)
+    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    x = torch.full((3, WIDTH), 0.1 * (rank + 1))
+    for module in (net, plain):
+        module(x).sum().backward()
+    average_gradients(plain.stem)
+    pairs = zip(net.stem.parameters(), plain.stem.parameters(), strict=True)
+    return all(torch.equal(ours.grad, other.grad) for ours, other in pairs)
+
+
+def test_reducing_a_sparse_gradient_leaves_alone_what_backward_goes_on_with() -> None:
+    assert run_ranks(2, below_an_embedding) == [True, True]
