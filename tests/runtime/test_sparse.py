@@ -235,11 +235,11 @@ class Residual(nn.Module):
         return torch.tanh(self.head(self.stem(x) + self.word(torch.arange(len(x)))))
 
 
-def below_an_embedding(rank: int) -> bool:
+def below_an_embedding(rank: int, reduce_dtype: str | None) -> bool:
     torch.manual_seed(0)
     net = Residual()
     plain = deepcopy(net)
-    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    GradientScheduler(net, GradSchedConfig(planner="per_tensor", reduce_dtype=reduce_dtype))
     x = torch.full((3, WIDTH), 0.1 * (rank + 1))
     for module in (net, plain):
         module(x).sum().backward()
@@ -248,5 +248,8 @@ def below_an_embedding(rank: int) -> bool:
     return all(torch.equal(ours.grad, other.grad) for ours, other in pairs)
 
 
-def test_reducing_a_sparse_gradient_leaves_alone_what_backward_goes_on_with() -> None:
-    assert run_ranks(2, below_an_embedding) == [True, True]
+@pytest.mark.parametrize("reduce_dtype", [None, "float32"])
+def test_reducing_a_sparse_gradient_leaves_alone_what_backward_goes_on_with(
+    reduce_dtype: str | None,
+) -> None:
+    assert run_ranks(2, below_an_embedding, reduce_dtype) == [True, True]
