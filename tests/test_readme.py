@@ -36,6 +36,11 @@ COMMANDS = {
         "torchrun --standalone --nproc-per-node 2 --no-python gradsched doctor",
         "ranks",
     ),
+    "python -m benchmarks.step_time --nets many_small --ratios 0.5": (
+        "python -m benchmarks.step_time --nets many_small --ratios 0.5 --cell-s 1"
+        " --rivals alone gradsched ddp_default --work {tmp}",
+        "| many_small | 0.5 | default |",
+    ),
     "python -m benchmarks.overhead": ("python -m benchmarks.overhead --steps 5", "x ddp"),
 }
 # `make demo` is test_demo's; `make test` and `make lint` are what CI calls.
@@ -63,6 +68,8 @@ def test_command(shown: str, tmp_path: Path) -> None:
         text=True,
         timeout=300,
     )
+    if "shaped links need" in result.stderr:
+        pytest.skip(result.stderr)
     assert result.returncode == 0, result.stderr
     assert expected in result.stdout
 

@@ -78,6 +78,12 @@ def test_the_table_has_a_line_a_cell_and_marks_rivals_that_did_not_run() -> None
     assert columns[6] == "-", "no Horovod"
 
 
+def test_the_documented_table_is_that_of_the_results() -> None:
+    root = Path(__file__).parents[2]
+    cells = json.loads((root / "benchmarks/results/step_time.json").read_text())["cells"]
+    assert as_markdown(cells) in (root / "docs/benchmarks.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "n_params", "n_weights"),
     [
