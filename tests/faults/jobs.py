@@ -56,6 +56,8 @@ def go_wrong(fault: str, net: nn.Sequential) -> None:
     elif fault == "sleep":
         time.sleep(LIMIT_S)
     elif fault == "interrupt":
+        # What a shell runs in the background begins with Ctrl-C ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(LIMIT_S)
     elif fault == "raise":

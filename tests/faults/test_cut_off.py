@@ -219,6 +219,8 @@ def interrupted_in_the_wait(rank: int) -> tuple[bool, bool]:
     plain = deepcopy(net)
     GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
     caught = False
+    # What a shell runs in the background begins with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ctrl_c = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     for step in range(3):
         x = torch.full((2, 4), 0.1 * (rank + 1 + step))
