@@ -276,6 +276,6 @@ def test_the_documented_loop_leaves_the_ranks_alike(tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    weights = dict(re.findall(r"rank (\d): weight (.*)", result.stdout))
+    weights = dict(re.findall(r"rank (\d): weight (\[\[.*?\]\])", result.stdout))
     assert len(weights) == 2
     assert weights["0"] == weights["1"]

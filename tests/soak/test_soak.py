@@ -12,7 +12,7 @@ from tests.soak.nets import BLOCKS
 from tests.soak.outcome import play
 
 # Short ones that between them meet every kind of block, fault and ending.
-SEEDS = [1547, 244, 290, 605, 2598, 1037, 71]
+SEEDS = [1547, 244, 290, 605, 2598, 1037, 3337, 569, 71]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
