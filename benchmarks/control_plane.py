@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from benchmarks.control_rivals import TIMEOUT_S, Traffic, Wire, make_ways, messages_in_a_row
 from benchmarks.environment import describe_environment, write_json
+from benchmarks.rounds import in_turn
 
 N_RANKS = (2, 4, 8, 16, 32, 64)
 N_GROUPS = (64, 256, 1024, 4096)
@@ -56,8 +57,7 @@ def measure(rank: int, n_ranks: int, folder: str, n_groups: list[int], n_rounds:
             expected = (1 << count) - 1
             for other in range(n_ranks):
                 expected &= ready(other, i, count)
-            names = list(ways)
-            for name in names[i % len(names) :] + names[: i % len(names)]:
+            for name in in_turn(ways, i):
                 dist.barrier()
                 agreed = took[name].once(wire, lambda: ways[name](ready(rank, i, count), count))  # noqa: B023
                 assert agreed == expected, (name, i)

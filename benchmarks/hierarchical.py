@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import nn
 
 from benchmarks import links
 from benchmarks.environment import describe_environment, write_json
+from benchmarks.rounds import ratio
 from lightning_gradsched import GradSchedConfig
 from lightning_gradsched.core.profile import ALL_REDUCE, HIERARCHICAL_ALL_REDUCE
 from lightning_gradsched.runtime.collectives import AllReduce, Collectives
@@ -110,8 +111,7 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         for what, times in row["times"].items():
             flat_s, hierarchical_s = times[ALL_REDUCE], times[HIERARCHICAL_ALL_REDUCE]
-            ratios = [a / b for a, b in zip(flat_s, hierarchical_s, strict=True)]
-            low, middle, high = quantiles(ratios, n=4)
+            middle, low, high = ratio(flat_s, hierarchical_s)
             cpu = [f"{1e3 * median(row['cpu'][what][way]):.0f}" for way in times]
             lines.append(
                 f"| {row['cell']['name']} | {what} | {1e3 * median(flat_s):.1f}"

@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.environment import describe_environment, write_json
+from benchmarks.rounds import ratio, time_in_turn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from zoo.net.edsr import EDSR
 
@@ -79,26 +79,11 @@ def _step(net: nn.Module, forward: nn.Module, x: Tensor) -> Step:
     return step
 
 
-def time_in_turn(steps: dict[str, Step], n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each rival's step, round by round; each goes first in its turn."""
-    names = list(steps)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(n_rounds):
-        shift = i % len(names)
-        for name in names[shift:] + names[:shift]:
-            dist.barrier()
-            start = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def summarise(seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Medians in ms; median and quartiles of each rival's ratio to DDP in the same round."""
     out: dict[str, Any] = {}
     for name, values in seconds.items():
-        ratios = [a / b for a, b in zip(values, seconds["ddp"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        middle, low, high = ratio(values, seconds["ddp"])
         out[name] = {
             "median_ms": statistics.median(values) * 1e3,
             "ratio_to_ddp": middle,
@@ -121,8 +106,8 @@ def measure(rank: int, folder: str, n_rounds: int) -> None:
         torch.manual_seed(0)
         net, x = make()
         steps = {name: rival(deepcopy(net), x) for name, rival in RIVALS.items()}
-        time_in_turn(steps, WARMUP_STEPS)
-        results[net_name] = summarise(time_in_turn(steps, n_rounds))
+        time_in_turn(steps, range(WARMUP_STEPS))
+        results[net_name] = summarise(time_in_turn(steps, range(n_rounds)))
     if rank == 0:
         write_json(Path(folder, "results.json"), results)
     dist.destroy_process_group()

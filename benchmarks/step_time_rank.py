@@ -21,6 +21,7 @@ from tqdm import tqdm
 from benchmarks.emulation import EmulatedNet, sleep_precisely
 from benchmarks.environment import write_json
 from benchmarks.rivals import RIVALS, Rival
+from benchmarks.rounds import time_in_turn
 from benchmarks.tables import TABLES
 from lightning_gradsched import GradientScheduler
 from zoo.net.edsr import EDSR
@@ -147,22 +148,14 @@ def _warm_up(rival: Rival) -> list[float]:
 
 
 def _in_turn(rivals: dict[str, Rival], cell: Cell) -> dict[str, list[float]]:
-    """Seconds of each rival's step, round by round; each goes first in its turn."""
-    names = list(rivals)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    """Seconds of each rival's step by round, for as many rounds as the cell's budget holds."""
     start_s = perf_counter()
     for rival in rivals.values():
         rival.step()
     (round_s,) = _slowest([perf_counter() - start_s])
     n_rounds = min(max(int(cell.budget_s / round_s), LEAST_ROUNDS), cell.most_rounds)
-    for number in tqdm(range(n_rounds), desc="rounds", leave=False, disable=_no_bar()):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            dist.barrier()
-            start_s = perf_counter()
-            rivals[name].step()
-            seconds[name].append(perf_counter() - start_s)
-    return seconds
+    rounds = tqdm(range(n_rounds), desc="rounds", leave=False, disable=_no_bar())
+    return time_in_turn({name: rival.step for name, rival in rivals.items()}, rounds)
 
 
 def _slowest(seconds: list[float]) -> list[float]:

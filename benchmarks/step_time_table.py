@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks.rounds import ratio
 from lightning_gradsched.core.cost import CostModel, fit_all_reduce
 from lightning_gradsched.core.plan import GroupPlan, ddp, fixed_size, optimal, single
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
@@ -34,7 +35,7 @@ def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
             "quartiles_s": quantiles(values, n=4)[::2],
             "exposed_s": medians[name] - medians["alone"],
             "ratio_to_bound": medians[name] / bound_s,
-            "gradsched_ratio": _ratio(seconds["gradsched"], values),
+            "gradsched_ratio": ratio(seconds["gradsched"], values),
             "predicted_s": predicted_s.get(name),
         }
         for name, values in seconds.items()
@@ -54,12 +55,6 @@ def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
 def as_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """``rows``: each cell's row, with its ``summary``."""
     return "\n".join([*HEADER, *map(_line, rows.values())])
-
-
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Median and quartiles of the ratio in the same round."""
-    low, middle, high = quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
-    return [middle, low, high]
 
 
 def _predictions(account: Any, rivals: Sequence[str]) -> tuple[dict[str, float], float]:
@@ -125,6 +120,6 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"| {' | '.join(columns)} |"
 
 
-def _spread(ratio: Sequence[float]) -> str:
-    middle, low, high = ratio
+def _spread(of: Sequence[float]) -> str:
+    middle, low, high = of
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakMethod
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.module_hook import WeakHook
 
 
 class BufferSync:
@@ -91,18 +91,3 @@ class BufferSync:
         self._depth = max(0, self._depth - 1)
         if self._depth == 0 and self._module.training:
             self._is_due = torch.is_grad_enabled() and self._reduces()
-
-
-class WeakHook:
-    """A module's hook, a method that it does not keep alive; on a copied module it does nothing."""
-
-    def __init__(self, method: Callable[..., None] | None = None) -> None:
-        self._method = WeakMethod(method) if method is not None else None
-
-    def __call__(self, *args: Any) -> None:
-        method = self._method() if self._method is not None else None
-        if method is not None:
-            method(*args)
-
-    def __reduce__(self) -> tuple[type[WeakHook], tuple[()]]:
-        return WeakHook, ()

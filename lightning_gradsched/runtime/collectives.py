@@ -27,8 +27,6 @@ AGREEMENT = "an agreement of the engine"
 STOP_CHECK_S = 0.5
 # The control plane's rings have up to 8 ranks: below that, another ring costs more than messages.
 MAX_RING_BITS = 3
-# How many control groups this process has made: their store's keys must never be met again.
-_n_control_groups = 0
 # Groups closed while a collective of theirs was under way: what destroys one waits for that.
 _left_running: list[Any] = []
 # Tags of messages that no rank sends. By its tag gloo sends a message over one of the interfaces in
@@ -146,13 +144,13 @@ class Collectives:
 
     def control_group(self) -> ControlGroup:
         """Connections of the same ranks on the CPU, for a thread of its own. Collective."""
-        global _n_control_groups
-        (number,) = self.max([_n_control_groups])
-        _n_control_groups = number + 1
-        ranks = "_".join(map(str, dist.get_process_group_ranks(self._group)))
-        store = PrefixStore(f"gradsched_control/{ranks}/{number}", _get_default_store())
         return ControlGroup(
-            store, self.rank, self.world_size, self._given_device, self._timeout_s, self.watchdog
+            self._fresh_store(),
+            self.rank,
+            self.world_size,
+            self._given_device,
+            self._timeout_s,
+            self.watchdog,
         )
 
     def sum(self, values: Iterable[int], what: str = AGREEMENT) -> list[int]:
@@ -205,12 +203,9 @@ class Collectives:
         self, groups: Sequence[Sequence[int]], timeout_s: float
     ) -> list[PeerGroup | None]:
         """A group of each of these lists of ranks; None where this rank is not in it, or alone."""
-        # Private, but what every start of a process group goes through.
-        store = dist.distributed_c10d._get_default_store()
-        # Never used before: the keys of a group that is gone may still be there.
-        name = self.from_rank_0(f"gradsched/{uuid4()}")
+        store = self._fresh_store()
         return [
-            PeerGroup(PrefixStore(f"{name}/{number}", store), ranks, self.rank, timeout_s)
+            PeerGroup(PrefixStore(str(number), store), ranks, self.rank, timeout_s)
             if self.rank in ranks and len(ranks) > 1
             else None
             for number, ranks in enumerate(groups)
@@ -251,6 +246,11 @@ class Collectives:
         self.watchdog.issued()
         with self.watchdog.waiting_for("rank 0's buffers"):
             _broadcast_coalesced(self._group, list(tensors), COALESCED_NBYTES, 0)
+
+    def _fresh_store(self) -> Store:
+        """For these ranks' further groups; no key of one that is gone is met in it. Collective."""
+        # Private, but what every start of a process group goes through.
+        return PrefixStore(self.from_rank_0(f"gradsched/{uuid4()}"), _get_default_store())
 
     def _reduce(self, values: Iterable[int], op: Any, what: str) -> list[int]:
         return self._begin(values, op, what).values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.module_hook import WeakHook
 from lightning_gradsched.runtime.recorder import Clock
 
 # The first steps allocate and warm up; then so many are measured.
@@ -49,7 +49,9 @@ class StepProfiler:
         self._now = StepMarks()
         name_of = {id(param): name for name, param in params.items()}
         self._handles = [
-            child.register_forward_pre_hook(_FirstUse(self, [name_of[id(p)] for p in owned]))
+            child.register_forward_pre_hook(
+                _FirstUse(self.first_use, [name_of[id(p)] for p in owned])
+            )
             for child in module.modules()
             # The module itself in any case: its forward begins all others, and where parameters are
             # in a ParameterList, whose forward nobody calls, they count as used when it begins.
@@ -65,7 +67,7 @@ class StepProfiler:
         for handle in self._handles:
             handle.remove()
 
-    def first_use(self, names: Sequence[str]) -> None:
+    def first_use(self, names: Sequence[str], *_hook_args: Any) -> None:
         """A module that owns these parameters is about to run; a forward for validation is none."""
         if self._module.training:
             mark = self._clock.mark()
@@ -108,22 +110,13 @@ class StepProfiler:
         ]
 
 
-class _FirstUse:
-    """A module's forward hook. On a module that was copied or pickled it does nothing."""
+class _FirstUse(WeakHook):
+    """Tells the profiler that a module is about to run."""
 
-    def __init__(self, profiler: StepProfiler | None, names: Sequence[str]) -> None:
-        self._profiler = weakref.ref(profiler) if profiler is not None else None
-        self._names = names
-
-    def __call__(self, _module: nn.Module, _inputs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return  # a clock in a compiled graph would break it in two
-        profiler = self._profiler() if self._profiler is not None else None
-        if profiler is not None:
-            profiler.first_use(self._names)
-
-    def __reduce__(self) -> tuple[type[_FirstUse], tuple[None, tuple[()]]]:
-        return _FirstUse, (None, ())
+    def __call__(self, *args: Any) -> None:
+        # A clock in a compiled graph would break it in two.
+        if not torch.compiler.is_compiling():
+            super().__call__(*args)
 
 
 def agree_on_profile(

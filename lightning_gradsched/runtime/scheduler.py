@@ -6,7 +6,6 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS, FillOrderWatch
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
+from lightning_gradsched.runtime.module_hook import WeakHook, tensors_in
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
@@ -116,7 +116,7 @@ class GradientScheduler:
             )
             if not marks_forward:
                 self._buffer_sync.attach()
-        self._forward_handle = module.register_forward_hook(_ForwardHook(self))
+        self._forward_handle = module.register_forward_hook(WeakHook(self._on_forward))
 
     @property
     def plan(self) -> GroupPlan | None:
@@ -368,6 +368,12 @@ class GradientScheduler:
             self._reducer.fill_order.restart()
         return plan, schedule
 
+    def _on_forward(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """The module's forward hook: watch what came out of it."""
+        roots = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+        if roots:
+            self._watch_root(roots, certain=False)
+
     def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
         """Have the backward of ``outputs`` open a cycle as its first act."""
         if not self._reducer.buckets:
@@ -444,34 +450,3 @@ def _group_infos(
         GroupInfo(str(group), plan.groups[group], sum(params[n].nbytes for n in plan.groups[group]))
         for group in schedule.launches
     ]
-
-
-class _ForwardHook:
-    """Tells the scheduler of a module's outputs. A copied or pickled module's hook does nothing."""
-
-    def __init__(self, scheduler: GradientScheduler | None) -> None:
-        self._scheduler = weakref.ref(scheduler) if scheduler is not None else None
-
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        scheduler = self._scheduler() if self._scheduler is not None else None
-        if scheduler is not None:
-            roots = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
-            if roots:
-                scheduler._watch_root(roots, certain=False)
-
-    def __reduce__(self) -> tuple[type[_ForwardHook], tuple[None]]:
-        return _ForwardHook, (None,)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import links
+from benchmarks import links, rounds
 from benchmarks.step_time_table import as_markdown, summarise
 from benchmarks.tables import TABLES
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
@@ -101,6 +101,7 @@ def test_tables_have_the_published_sizes(name: str, n_params: int, n_weights: in
 
 def test_doctests() -> None:
     assert doctest.testmod(links).failed == 0
+    assert doctest.testmod(rounds).failed == 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,53 @@
+"""Rivals side by side: who goes first in a round, what each takes, and their ratio within it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import quantiles
+from time import perf_counter
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+
+class Ratio(NamedTuple):
+    """Of two rivals' times in the same round: the median over the rounds, and its quartiles."""
+
+    middle: float
+    low: float
+    high: float
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Both by round.
+
+    >>> ratio([2.0, 3.0, 4.0], [2.0, 2.0, 2.0])
+    Ratio(middle=1.5, low=1.0, high=2.0)
+    """
+    low, middle, high = quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return Ratio(middle, low, high)
+
+
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """The names in the order of round ``number``: each goes first in its turn.
+
+    >>> in_turn(["a", "b", "c"], 4)
+    ['b', 'c', 'a']
+    """
+    order = list(names)
+    shift = number % len(order)
+    return order[shift:] + order[:shift]
+
+
+def time_in_turn(
+    steps: Mapping[str, Callable[[], None]], rounds: Iterable[int]
+) -> dict[str, list[float]]:
+    """Seconds of each rival's step, by round; ranks begin each together. All ranks call it."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in rounds:
+        for name in in_turn(steps, number):
+            dist.barrier()
+            start_s = perf_counter()
+            steps[name]()
+            seconds[name].append(perf_counter() - start_s)
+    return seconds
