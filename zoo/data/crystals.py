@@ -106,7 +106,7 @@ class CbedSample(NamedTuple):
 
     Attributes:
         cbed: [scan_side^2, side_px, side_px] float32; each pattern's centre is at [side_px / 2,
-            side_px / 2], and its sum 1 less what is scattered beyond the band limit.
+            side_px / 2], and its sum about 1 (see `zoo.physics.multislice.Multislice`).
         potential: [1, side_px, side_px] float32, V Å: projected along the whole slab.
     """
 

@@ -23,7 +23,7 @@ _CHARGE_C = 1.602176634e-19
 
 # Products of two functions that reach 2/3 of the grid's highest frequency alias only above 2/3.
 _BAND_LIMIT = 2.0 / 3.0
-# Width over which the band limit falls to zero, as a share of the highest frequency.
+# Width over which the band limit falls to zero, in cycles a pixel; the highest frequency is 0.5.
 _BAND_TAPER = 0.01
 
 

@@ -17,8 +17,9 @@ from zoo.physics.operator import Space
 class Multislice(nn.Module):
     """Slices of a projected potential [N, S, H, W], V Å each -> patterns [N, P, H, W].
 
-    A pattern is the share of the beam in each detector pixel, its centre at [H / 2, W / 2]; it sums
-    to 1, less what the band limit takes away.
+    A pattern is the share of the beam in each detector pixel, its centre at [H / 2, W / 2]. It sums
+    to 1 but for what the band limit takes away and the little by which the limit makes the
+    transmission's modulus ring about 1.
 
     Args:
         positions_A: [P, 2], as `zoo.physics.electron.probes` takes them.

@@ -52,7 +52,8 @@ def poisson_deviance(counts: Tensor, expected: Tensor) -> Tensor:
         expected: not negative; a floor of 1e-6 keeps counts where nothing is expected finite.
     """
     expected = expected.clamp_min(1e-6)
-    return 2.0 * (expected - counts + torch.special.xlogy(counts, counts / expected))
+    log_ratio = torch.special.xlogy(counts, counts) - torch.special.xlogy(counts, expected)
+    return 2.0 * (expected - counts + log_ratio)
 
 
 def amplitude_residual(counts: Tensor, expected: Tensor) -> Tensor:
