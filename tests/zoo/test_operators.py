@@ -92,10 +92,10 @@ def test_shapes_types_and_independence_of_the_batch(name: str) -> None:
 def test_norm_bounds_the_jacobian_and_is_nearly_reached(name: str) -> None:
     operator = _operator(name)
     at = operator.domain.random(1, torch.float64)
-    largest = norm(operator, at, n_iterations=200)
+    largest = norm(operator, at, n_iterations=80)
     v = operator.domain.random(1, torch.float64, seed=3)
     assert float(jvp(operator, at, v).norm() / v.norm()) <= largest * (1 + 1e-6)
-    assert norm(operator, at, n_iterations=400, seed=5) == pytest.approx(largest, rel=0.02)
+    assert norm(operator, at, n_iterations=160, seed=5) == pytest.approx(largest, rel=0.05)
 
 
 @every_operator

@@ -72,6 +72,23 @@ def near_field(far: Tensor) -> Tensor:
     return torch.fft.ifft2(torch.fft.ifftshift(far, dim=(-2, -1)), norm="ortho")
 
 
+def diffract(image: Tensor, probe: Tensor, corners: Tensor, fractions: Tensor) -> Tensor:
+    """Intensities [N, P, d, d] behind images [N, H, W], differentiable in image and probe.
+
+    `Diffraction` for a probe or positions that change; nothing is checked.
+
+    Args:
+        corners, fractions: of `split_positions`; [P, 2], or [N, P, 2] for a scan of each image.
+    """
+    patches = take_patches(image, corners, probe.shape[-1])
+    return intensity(far_field(shifted(probe, fractions) * patches))
+
+
+def intensity(wave: Tensor) -> Tensor:
+    """|wave|^2, smooth at zero."""
+    return wave.real.square() + wave.imag.square()
+
+
 class FarField(nn.Module):
     """Object [N, H, W] -> wave on the detector [N, P, d, d], both complex; linear.
 
@@ -123,8 +140,7 @@ class Diffraction(nn.Module):
         self.codomain = Space(self.far_field.codomain.shape)
 
     def forward(self, image: Tensor) -> Tensor:
-        far = self.far_field(image)
-        return far.real.square() + far.imag.square()
+        return intensity(self.far_field(image))
 
 
 def require_probe(probe: Tensor) -> None:
