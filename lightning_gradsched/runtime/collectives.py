@@ -114,6 +114,8 @@ class Collectives:
         self._device = device if self.on_cuda else torch.device("cpu")
         self.world_size = dist.get_world_size(self._group)
         self.rank = dist.get_rank(self._group)
+        # Of the group, as numbered in the whole job: so errors name them.
+        self.ranks = tuple(dist.get_process_group_ranks(self._group))
         self.is_open = True
         self._given_device = device
         self._timeout_s = timeout_s
@@ -194,7 +196,7 @@ class Collectives:
         """Rank 0's ``value`` (anything that pickles) on every rank."""
         values = [value]
         self.watchdog.issued()
-        with self.watchdog.waiting_for("rank 0's word"):
+        with self.watchdog.waiting_for(self._first("word")):
             dist.broadcast_object_list(values, group=self._group, group_src=0)
         return values[0]
 
@@ -235,7 +237,7 @@ class Collectives:
             dense = tensor.contiguous()
             self.watchdog.issued()
             work = dist.broadcast(dense, group=self._group, group_src=0, async_op=True)
-            self.watchdog.wait(work, "rank 0's parameters and buffers")
+            self.watchdog.wait(work, self._first("parameters and buffers"))
             if dense is not tensor:
                 tensor.copy_(dense)
 
@@ -243,8 +245,11 @@ class Collectives:
         """Copy rank 0's values into ``tensors`` on all ranks, in one message a dtype."""
         assert self._group is not None
         self.watchdog.issued()
-        with self.watchdog.waiting_for("rank 0's buffers"):
+        with self.watchdog.waiting_for(self._first("buffers")):
             _broadcast_coalesced(self._group, list(tensors), COALESCED_NBYTES, 0)
+
+    def _first(self, what: str) -> str:
+        return f"rank {self.ranks[0]}'s {what}"
 
     def _fresh_store(self) -> Store:
         """For these ranks' further groups; no key of one that is gone is met in it. Collective."""

@@ -99,7 +99,7 @@ class HookTransport:
 
     def _start(self, bucket: Bucket, seen: GradBucket) -> tuple[Work, Future[Any]]:
         """Issue the counts, then whatever the hook does; the future holds the hook's result."""
-        counts = self._network.all_reduce(bucket.counts)
+        counts = self._network.all_reduce(bucket.tail)
         with torch.no_grad():
             future = self._hook(seen)
         if not isinstance(future, torch._C.Future):  # the base of Python's

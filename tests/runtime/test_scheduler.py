@@ -218,7 +218,7 @@ def test_a_layer_that_is_unfrozen_is_reduced_from_then_on(muted: bool) -> None:
         assert steps[2][0]["a.weight"] is not None
         assert all(equal(ours, reference) for ours, reference in steps)
         assert plans[0] is plans[1], "one plan while nothing changes"
-        assert plans[2] is plans[4] is not plans[1]
+        assert plans[3] is plans[4] is not plans[1], "from the backward after the first"
         assert seen["n_recorded"] <= 3, "steps of the old plan are not in the new one's report"
 
 
