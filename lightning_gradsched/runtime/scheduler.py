@@ -257,7 +257,11 @@ class GradientScheduler:
                 " bf16_compress_wrapper instead"
             )
         self._launches.transport = HookTransport(
-            self._collectives, state, hook, self._config.stall_timeout_s
+            self._collectives,
+            state,
+            hook,
+            self._collectives.watchdog.give_up_s,
+            self._collectives.watchdog.missing,
         )
 
     @contextmanager
