@@ -48,6 +48,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another network."""
 
 
+class PhysicsError(UserError):
+    """A physical quantity has a wrong shape, or a value that means nothing."""
+
+
 class NonFiniteError(UserError):
     """Training met an infinite or undefined gradient."""
 
