@@ -47,9 +47,9 @@ class Tikhonov:
     @torch.no_grad()
     def __call__(self, y: Tensor, progress: Callable[[int], None] | None = None) -> Tensor:
         """The solution of each row of y; `progress(i)` is called after the i-th iteration."""
-        u = torch.full((len(y), *self.operator.domain.shape), self.prior_mean).to(y)
+        u = y.new_full((len(y), *self.operator.domain.shape), self.prior_mean)
         damping = 0.0 if self.operator.is_linear else 1e-2
-        iterate = _Iterate(u, self._value(u, y), torch.full((len(y),), damping).to(y))
+        iterate = _Iterate(u, self._value(u, y), y.new_full((len(y),), damping))
         for i in range(self.n_iterations):
             iterate = self._advanced(iterate, y)
             if progress is not None:
