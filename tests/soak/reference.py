@@ -72,7 +72,7 @@ def _tolerance(param: Tensor, reduce_dtype: torch.dtype | None, norm: float) -> 
 
 
 def check_equal(
-    name: str, ours: Tensor, other: Tensor, tolerance: float, *, nan_is_inf: bool
+    name: str, ours: Tensor, other: Tensor, tolerance: float, *, nan_is_inf: bool = False
 ) -> None:
     """``nan_is_inf``: the engine divides complex numbers as pairs of reals, the twin does not, and
     an infinite one divided as a complex number has NaN for a zero part."""
