@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS := 600
+TASK := cbed_tiny
 STAMP := $(VENV)/.installed
 
 .PHONY: help install demo test soak lint format bench clean
@@ -16,8 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## create .venv with the pinned versions
 
-demo: $(STAMP)  ## train a super-resolution net on two ranks with gradsched and show what it did
-	$(BIN)/python -m zoo.train experiment=super_resolution
+demo: $(STAMP)  ## crystals from their diffraction, two ranks, gradsched; TASK=super_resolution
+	$(BIN)/python -m zoo.train experiment=$(TASK)
 
 test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

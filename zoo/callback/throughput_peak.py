@@ -41,17 +41,18 @@ def compute_dtype(plugin: Precision) -> torch.dtype:
 
 def _fastest_s(product: Callable[[], object], device: torch.device) -> float:
     """Of as many as fit the budget, after one that is not counted."""
-    _timed_s(product, device)
+    timed_s(product, device)
     times: list[float] = []
     while len(times) < _LEAST_PRODUCTS or sum(times) < _BUDGET_S:
-        times.append(_timed_s(product, device))
+        times.append(timed_s(product, device))
     return min(times)
 
 
-def _timed_s(product: Callable[[], object], device: torch.device) -> float:
+def timed_s(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes on a device that was idle before."""
     _synchronize(device)
     start_s = perf_counter()
-    product()
+    work()
     _synchronize(device)
     return perf_counter() - start_s
 
