@@ -10,6 +10,8 @@ from torch import Tensor
 
 from zoo.errors import PhysicsError
 from zoo.physics.bicubic import BicubicDownsampling
+from zoo.physics.compressed_sensing import CompressedSensing
+from zoo.physics.deconvolution import Deconvolution
 from zoo.physics.electron import Microscope
 from zoo.physics.multislice import Multislice, ThinObject
 from zoo.physics.operator import Operator, Space, adjoint, inner, jvp, norm, vjp
@@ -28,6 +30,8 @@ OPERATORS: dict[str, Callable[[], Operator]] = {
     "thin_object": lambda: ThinObject(_MICROSCOPE, _POSITIONS_A),
     "far_field": lambda: FarField(_PROBE, _POSITIONS_PX, (9, 10)),
     "diffraction": lambda: Diffraction(_PROBE, _POSITIONS_PX, (9, 10)),
+    "compressed_sensing": lambda: CompressedSensing(12, 32),
+    "deconvolution": lambda: Deconvolution(32),
 }
 _DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
