@@ -49,7 +49,7 @@ class CbedDataModule(L.LightningDataModule):
 
     Args:
         size: a name in `zoo.data.crystals.SIZES`.
-        folder: of the shards and their manifest.
+        path: folder of the shards and their manifest.
         seed: of the crystals and of the order.
         n_samples: crystals for training, validation and test, where not the size's own.
         batch_size: samples a rank and step.
@@ -63,7 +63,7 @@ class CbedDataModule(L.LightningDataModule):
     def __init__(
         self,
         size: str,
-        folder: str,
+        path: str,
         batch_size: int,
         seed: int = 0,
         n_samples: Sequence[int] | None = None,
@@ -72,7 +72,7 @@ class CbedDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.shards = CbedShards(size, seed, n_samples)
-        self.folder = Path(folder)
+        self.folder = Path(path)
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers

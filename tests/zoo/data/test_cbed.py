@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _module(folder: Path, **changes: object) -> CbedDataModule:
     options = {"size": "tiny", "seed": 3, "n_samples": (6, 2, 3), "batch_size": 2}
-    return CbedDataModule(folder=str(folder), **{**options, **changes})
+    return CbedDataModule(path=str(folder), **{**options, **changes})
 
 
 def _checksums(manifest: Manifest) -> list[str | None]:
@@ -127,13 +127,7 @@ def test_a_killed_generator_run_again_gives_the_same_files(tmp_path: Path) -> No
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "zoo.data.generate", "size=small", "seed=1"]
     command += ["dataset.n_samples=[10,1,1]", "n_processes=2", f"folder={killed}"]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("shard-*.h5")) and process.poll() is None:
-        assert time.monotonic() < deadline, "no shard after 120 s"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    _kill_after_the_first_shard(command, killed)
     n_before = len(list(killed.glob("shard-*.h5")))
     manifest = shards.generate(killed, n_processes=2)
     assert _checksums(manifest) == expected
@@ -143,3 +137,15 @@ def test_a_killed_generator_run_again_gives_the_same_files(tmp_path: Path) -> No
         assert content == (tmp_path / "whole" / entry.path).read_bytes()
     left = {path.name for path in killed.iterdir()}
     assert left == {"manifest.json", ".generating", *(entry.path for entry in manifest.files)}
+
+
+def _kill_after_the_first_shard(command: list[str], folder: Path) -> None:
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    try:
+        while not list(folder.glob("shard-*.h5")) and process.poll() is None:
+            assert time.monotonic() < deadline, "no shard after 240 s"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
