@@ -82,11 +82,12 @@ class Slot:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Bucket(Tally):
-    """One group's flat buffer: its gradients in order, then one count a parameter.
+    """One group's flat buffer: its gradients in order, one count a parameter, and the notice.
 
     A parameter whose reduced count is zero was used by no rank, and its ``.grad`` stays what it
-    was. The counts ride at the end of ``flat``, in the same all-reduce, unless they are kept apart
-    from what others than the engine shall see. ``flat`` lives as long as the plan, and ``.grad`` of
+    was. The last of ``counts`` is the place of [Note: the notice]. They ride at the end of
+    ``flat``, in the same all-reduce, unless they are kept apart from what others than the engine
+    shall see. ``flat`` lives as long as the plan, and ``.grad`` of
     its parameters are views of it between a reduction and the next ``zero_grad``.
     """
 
@@ -115,7 +116,7 @@ class Bucket(Tally):
     def _lay_out(self) -> None:
         first = self.slots[0].param
         sizes = [slot.param.numel() for slot in self.slots]
-        n_counts = len(sizes)
+        n_counts = len(sizes) + 1
         zeros = partial(torch.zeros, dtype=first.dtype, device=first.device)
         if self.counts_apart:
             self.flat, self.counts = zeros(sum(sizes)), zeros(n_counts)
@@ -152,8 +153,16 @@ class Bucket(Tally):
         self._absent = self._find_absent()
         self._gather()
         self.counts.fill_(1)
+        self.notice.zero_()
         if self._absent:
             self.counts[self._absent] = 0
+
+    @property
+    def notice(self) -> Tensor:
+        """The place of the notice: of one element (or a pair), reduced once the work has ended."""
+        if self.result is not None and not self.counts_apart:
+            return self.result[-1:]
+        return self.counts[-1:]
 
     @torch.no_grad()
     def void(self) -> None:
@@ -241,7 +250,7 @@ class SparseBucket(Bucket):
     def _lay_out(self) -> None:
         (slot,) = self.slots
         self.flat = _no_rows(slot.param)
-        self.counts = torch.zeros(1, device=slot.param.device)
+        self.counts = torch.zeros(2, device=slot.param.device)
         self.views = [self.flat]
 
     def _gather(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,36 @@ class Planning:
         self.plan, self.schedule = plan, lower(plan)
         return self.plan, self.schedule
 
+    def state(self) -> dict[str, Any] | None:
+        """The plan in force, for a later run; None while it is still being looked for."""
+        if self.plan is None or self.profiler is not None or self._trial is not None:
+            return None
+        profile = None if self.profile is None else self.profile.to_json()
+        return {
+            "settings": _deciding(self._config, self._collectives.world_size),
+            "planner": self.plan.planner,
+            "groups": [list(group) for group in self.plan.groups],
+            "profile": profile,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Go on with the plan of ``state``; False where it is of other parameters or settings."""
+        params = _param_profiles(self._params, self._sparse)
+        plan = GroupPlan(state["planner"], tuple(map(tuple, state["groups"])))
+        names = [name for group in plan.groups for name in group]
+        same = state["settings"] == _deciding(self._config, self._collectives.world_size)
+        if not same or sorted(names) != sorted(params):
+            return False
+        measured = state["profile"]
+        self.close()
+        self.profile = (
+            BackwardProfile(tuple(params[name] for name in names))
+            if measured is None
+            else BackwardProfile.from_json(measured)
+        )
+        self._decided, self._trial = plan, None
+        return True
+
     def predicted(self) -> Timeline | None:
         """What the cost model expects of the plan in force; local, not collective."""
         if self.plan is None or self.schedule is None or self.profile is None:
@@ -145,6 +176,12 @@ class Planning:
         if isinstance(planner, str):
             return planner_named(planner, group_nbytes=self._config.group_nbytes)
         return planner
+
+
+def _deciding(config: GradSchedConfig, world_size: int) -> str:
+    """What a plan depends on besides the parameters, to be compared."""
+    values = (config.planner_name, config.group_nbytes, config.reduce_dtype, world_size)
+    return ", ".join(map(str, values))
 
 
 def _measures(config: GradSchedConfig, world_size: int) -> bool:

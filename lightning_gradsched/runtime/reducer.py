@@ -53,6 +53,7 @@ from lightning_gradsched.runtime.bucket import (
 from lightning_gradsched.runtime.collectives import AllReduce, Work
 from lightning_gradsched.runtime.fill_order import FillOrderWatch
 from lightning_gradsched.runtime.graph import ready_order, will_run
+from lightning_gradsched.runtime.notice import Notice
 from lightning_gradsched.runtime.profiler import StepProfiler
 from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Recorder
@@ -103,6 +104,7 @@ class Reducer:
         self.recorder: Recorder | None = None
         self.profiler: StepProfiler | None = None
         self.nan_watch: NanWatch | None = None
+        self.notice = Notice()
         # How to wait for a work; its bucket is for errors.
         self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
         self.fill_order: FillOrderWatch | None = None
@@ -325,6 +327,8 @@ class Reducer:
 
     def _fill(self, bucket: Bucket, *, void: bool = False) -> None:
         bucket.fill()
+        if bucket is self._launch_order[-1]:
+            self.notice.write(bucket.notice)
         if void:
             bucket.void()
         if self.nan_watch is not None:
@@ -375,6 +379,7 @@ class Reducer:
     def _count(self) -> None:
         """One more backward is reduced, on all ranks: some agreements come every so many."""
         self._n_reduced += 1
+        self.notice.read(self._launch_order[-1].notice)
         if self.recorder is not None:
             self.recorder.ended()
         self._after_reduction()
