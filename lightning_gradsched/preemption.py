@@ -21,12 +21,14 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
+from lightning_gradsched.resume import gather
 from lightning_gradsched.runtime.notice import Notice
 
 # EX_TEMPFAIL of sysexits.h: start it again, and it goes on.
@@ -158,15 +160,13 @@ class Preemption(Callback):
 
     def _outcome(self, trainer: Any, path: Path | None) -> str:
         """What became of it, for people; requeues the job on the way."""
-        names = ", ".join(sorted(signum.name for signum in self._received)) or "another rank's"
-        begin = f"preempted ({names} signal): stopped after step {trainer.global_step}"
+        received = gather(self._strategy, [signum.name for signum in self._received])
+        who = [f"{name} to rank {rank}" for rank, names in enumerate(received) for name in names]
+        begin = f"preempted by {', '.join(who)}: stopped after step {trainer.global_step}"
         if path is None:
             return f"{begin}; no checkpoint could be written, see the error above"
         saved = f"{begin}, saved {path}"
-        requeues = self._strategy.reduce_boolean_decision(
-            self._requeue_signal in self._received, all=False
-        )
-        if requeues:
+        if self._requeue_signal is not None and self._requeue_signal.name in chain(*received):
             return f"{saved}; {requeue() if trainer.is_global_zero else ''}"
         return (
             f"{saved}; exit code {EXIT_CODE}. To go on: the same command with"
