@@ -1,15 +1,18 @@
 """A word that any rank may have for all of them, and that costs no message of its own.
 
-[Note: the notice] It is one more number at the end of the last bucket's counts, zero or not, so the
-all-reduce that is there anyway tells every rank of it in the same step. Whoever reads it decides as
-all ranks do. On a GPU the number is read one backward later: then it lies on the host already, and
-nobody waits for the device.
+[Note: the notice] It is one of the signals that ride behind the counts of a step's last group (see
+runtime/signals.py), so all ranks hear it in the same step. On a GPU it is read one backward later:
+then it lies on the host already, and nobody waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
+
+from lightning_gradsched.runtime.signals import Signal
 
 
 class Notice:
@@ -25,16 +28,14 @@ class Notice:
         self.n_reduced = 0
         self._on_its_way: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def write(self, place: Tensor) -> None:
-        """Put this rank's word into ``place`` before it is reduced."""
-        place.fill_(float(self.given))
-
-    def read(self, place: Tensor) -> None:
-        """Take what ``place`` has been reduced to."""
+    def reduced(self, heard: Collection[Signal]) -> None:
+        """One more backward is reduced, and ``heard`` is what it has brought."""
         self.n_reduced += 1
-        if place.device.type != "cuda":
-            self.heard |= _is_set(place)
-            return
+        self.heard |= Signal.NOTICE in heard
+
+    def reduced_on_device(self, place: Tensor) -> None:
+        """As ``reduced``, of the backward before; ``place`` is the sum of this one's, on a GPU."""
+        self.n_reduced += 1
         before = self._on_its_way
         host = torch.empty_like(place, device="cpu", pin_memory=True)
         host.copy_(place, non_blocking=True)
@@ -43,9 +44,5 @@ class Notice:
         self._on_its_way = host, event
         if before is not None:
             before[1].synchronize()
-            self.heard |= _is_set(before[0])
-
-
-def _is_set(place: Tensor) -> bool:
-    # Not so by NaN: that is what a backward sends that was cut off.
-    return bool((place.abs() > 0).any())
+            # Not by NaN: that is what a backward sends that was cut off.
+            self.heard |= bool(before[0].abs() > 0)
