@@ -48,6 +48,14 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another network."""
 
 
+class PhysicsError(UserError):
+    """A physical quantity has a wrong shape, or a value that means nothing."""
+
+
+class TrainingDataError(UserError):
+    """Samples are missing, of wrong shapes, or have a covariance that cannot be inverted."""
+
+
 class NonFiniteError(UserError):
     """Training met an infinite or undefined gradient."""
 
