@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_gradsched import GradSchedStrategy
+from zoo.data.loader import Loader
+from zoo.data.sampler import EpochBatches, World
 
 N_SAMPLES = 48
 BATCH_SIZE = 4
@@ -109,6 +111,23 @@ class Net(pl.LightningModule):
         return PlacedLoader(self.trainer.global_rank, self.trainer.world_size)
 
 
+class Samples(Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return N_SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"index": torch.tensor(index), "x": sample(index)}
+
+
+class ByZoo(Net):
+    """With the zoo's loader."""
+
+    def train_dataloader(self) -> Loader:
+        world = World(self.trainer.world_size, self.trainer.global_rank)
+        batches = EpochBatches(N_SAMPLES, BATCH_SIZE, world)
+        return Loader(Samples(), batches, start_method="fork")
+
+
 class Validated(Net):
     def val_dataloader(self) -> DataLoader[Any]:
         samples: Any = [{"x": sample(index)} for index in range(16)]
@@ -153,7 +172,13 @@ class NoBackward(Net):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-MODULES = {"net": Net, "validated": Validated, "manual": Manual, "no_backward": NoBackward}
+MODULES = {
+    "net": Net,
+    "by_zoo": ByZoo,
+    "validated": Validated,
+    "manual": Manual,
+    "no_backward": NoBackward,
+}
 
 
 class Trouble(Callback):

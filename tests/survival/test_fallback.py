@@ -19,7 +19,7 @@ from lightning_gradsched import checkpoint_file
 from lightning_gradsched.preemption import EXIT_CODE
 from tests import measured
 from tests.ranks import errors_of_ranks, run_ranks
-from tests.survival.jobs import BATCH_SIZE, N_SAMPLES, Net, Trouble, trainer
+from tests.survival.jobs import BATCH_SIZE, MODULES, N_SAMPLES, Net, Trouble, trainer
 from tests.survival.test_checkpoint_file import damage
 
 
@@ -115,10 +115,10 @@ def test_a_full_disk_is_an_error_on_all_ranks_and_leaves_the_last_good_one(tmp_p
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
-def fit_ranks(rank: int, folder: str, n_ranks: int, resume: Any, trouble: Any) -> Any:
+def fit_ranks(rank: int, folder: str, module: str, n_ranks: int, resume: Any, trouble: Any) -> Any:
     callbacks = [Trouble(*trouble)] if trouble else []
     pl.seed_everything(rank, verbose=False)
-    net = Net()
+    net = MODULES[module]()
     run = trainer(folder, devices=n_ranks, callbacks=callbacks, max_epochs=2)
     code = None
     try:
@@ -128,15 +128,17 @@ def fit_ranks(rank: int, folder: str, n_ranks: int, resume: Any, trouble: Any) -
     return code, net.seen, run.current_epoch
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 3), (1, 2)])
+@pytest.mark.parametrize(
+    ("module", "before", "after"), [("net", 2, 1), ("by_zoo", 2, 3), ("by_zoo", 1, 2)]
+)
 def test_with_another_number_of_ranks_each_sample_comes_once_an_epoch(
-    before: int, after: int, tmp_path: Path
+    module: str, before: int, after: int, tmp_path: Path
 ) -> None:
     # In the middle of the first epoch: 24 of the 48 samples are seen.
     batch = N_SAMPLES // (2 * BATCH_SIZE * before)
     trouble = (int(signal.SIGTERM), batch, 0)
-    first = run_ranks(before, fit_ranks, str(tmp_path), before, None, trouble)
-    rest = run_ranks(after, fit_ranks, str(tmp_path), after, "hpc", None)
+    first = run_ranks(before, fit_ranks, str(tmp_path), module, before, None, trouble)
+    rest = run_ranks(after, fit_ranks, str(tmp_path), module, after, "hpc", None)
     assert first[0][0] == EXIT_CODE
     seen = Counter(tuple(sample) for _, samples, _ in (*first, *rest) for sample in samples)
     assert seen == {(epoch, i): 1 for epoch in range(2) for i in range(N_SAMPLES)}

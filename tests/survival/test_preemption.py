@@ -70,6 +70,7 @@ TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
 @pytest.mark.parametrize(
     ("module", "trouble", "n_first", "options"),
     [
+        ("by_zoo", (TERM, 8, 1, 0), 8, {}),
         # 6 batches an epoch. Rank 1 gets the signal, in its 2nd batch; rank 0 is slow.
         ("net", (TERM, 2, 1, 0), 2, {}),
         ("net", (USR1, 7, 0, 1), 7, {"max_epochs": -1, "max_steps": 14}),
