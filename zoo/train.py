@@ -15,6 +15,7 @@ from zoo.callback.store_config import StoreConfig
 from zoo.checkpoint import read_checkpoint, require_fit
 from zoo.errors import user_errors
 from zoo.files import written_whole
+from zoo.launch import check_launch
 from zoo.runtime import (
     CONFIG_DIR,
     build_loggers,
@@ -39,6 +40,7 @@ def train(config: DictConfig) -> None:
     Raises:
         UserError: the data, the checkpoint to resume from, or the numbers are no good.
     """
+    check_launch(config)
     limit_threads(config.threads_per_rank)
     L.seed_everything(config.seed, workers=True, verbose=False)
     model, datamodule = instantiate(config.model), instantiate(config.data)

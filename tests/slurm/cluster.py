@@ -245,7 +245,8 @@ class Cluster:
         )
         # Not `ip netns exec`: that hides /sys/fs/cgroup, and slurmd then fails.
         net = [] if self.links is None else ["nsenter", f"--net={self.links.namespace(i)}"]
-        return [*net, *"unshare --mount --uts --propagation slave sh -c".split(), script, "sh"]
+        own = ["unshare", "--mount", "--uts", "--propagation", "slave"]
+        return [*net, *own, "sh", "-c", script, "sh"]
 
     def _daemon(self, *command: str, enter: list[str] | None = None) -> None:
         # They end with this process, however that ends.
