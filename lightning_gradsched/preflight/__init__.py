@@ -110,7 +110,7 @@ def _meet(
         )
         ports = meeting_ports(token)
         if launch.rank == 0 and (server := listen(launch.address, ports, token)) is not None:
-            host = Host(server, token, marker.make, group_port(launch, token), timeout_s)
+            host = Host(server, token, marker.make, group_port(token), timeout_s)
             ports = [server.getsockname()[1]]
         return meet(launch.address, ports, token, facts, timeout_s)
     finally:

@@ -17,6 +17,8 @@ from lightning_gradsched.runtime.topology import (
 )
 
 BACKLOG = 4096
+# Kept while this process lives; see `group_port`.
+_reserved: list[socket.socket] = []
 
 
 def listen(address: str, ports: Sequence[int], token: str) -> socket.socket | None:
@@ -39,14 +41,27 @@ def listen(address: str, ports: Sequence[int], token: str) -> socket.socket | No
     return None
 
 
-def group_port(launch: Launch, token: str) -> int | None:
-    """A port for the process group; None where torchrun's agent or the user has chosen one."""
+def group_port(token: str) -> int | None:
+    """A port for the process group; None where torchrun's agent or the user has chosen one.
+
+    It is reserved until the group takes it, for a model may be built in between: a socket that is
+    bound and does not listen keeps other launches away, and lets torch's, which reuses addresses,
+    listen.
+    """
     if "MASTER_PORT" in os.environ or _is_torchrun():
         return None
     start = SLURM_PORTS.index(meeting_ports(token)[-1])
-    around = [*SLURM_PORTS[start + 1 :], *SLURM_PORTS[:start]]
-    port: int = next(port for port in around if not why_taken(port))
-    return port
+    ports: list[int] = [*SLURM_PORTS[start + 1 :], *SLURM_PORTS[:start]]
+    for port in ports:
+        with suppress(OSError):
+            with socket.socket() as trial:  # refused also where another launch has a reservation
+                trial.bind(("", port))
+            holder = socket.socket()
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("", port))
+            _reserved.append(holder)
+            return port
+    return None
 
 
 def port_problem(launch: Launch) -> str:
@@ -61,6 +76,7 @@ def port_problem(launch: Launch) -> str:
 
 
 def why_taken(port: int) -> str:
+    """Why nothing can listen at ``port``; empty if something can."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:

@@ -34,7 +34,7 @@ SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 # cred_expire is also how long a requeued job waits before it may start again (default 120 s).
-AuthInfo=socket={folder}/munge/munge.sock,cred_expire=3
+AuthInfo=socket={folder}/munge/munge.sock,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -60,6 +60,7 @@ JobRequeue=1
 ReturnToService=2
 SlurmctldTimeout=30
 SlurmdTimeout=60
+GresTypes=gpu
 # From SIGTERM to SIGKILL of a job that is over.
 KillWait=5
 MinJobAge=600
@@ -181,6 +182,27 @@ class Cluster:
         if not until(all_idle, START_S):
             raise AssertionError(f"nodes are not idle: {self.run('sinfo', '-N', '-l')}{self.log()}")
 
+    def clear(self) -> None:
+        """Cancel what still runs, wait for idle nodes, and empty the node-local folders."""
+        self.cancel_all()
+        self.wait_until_idle()
+        for node in self.nodes:
+            for path in self.disk_of(node).iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def cancel_all(self) -> None:
+        if jobs := self._jobs():
+            # Their processes get no time: nobody waits for what they would still say. A job that
+            # ends meanwhile is an error to scancel.
+            for flags in (["--full", "--signal=KILL"], []):
+                subprocess.run(
+                    ["scancel", *flags, *jobs], env=self.environ, capture_output=True, timeout=30
+                )
+            until(lambda: not self._jobs(), STOP_S)
+
     def log(self) -> str:
         """The last lines of each daemon's log."""
         logs = sorted((self.folder / "log").glob("*"))
@@ -209,13 +231,17 @@ class Cluster:
         hosts += [f"{self.address(node)} {node}" for node in self.nodes]
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
         (self.folder / "slurm.conf").write_text(self._conf(controller))
+        for i in range(4):
+            (self.folder / f"gpu{i}").touch()
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-3]\n")
 
     def _conf(self, controller: str) -> str:
         port, *ports = free_ports(1 + len(self.nodes))
         conf = CONF.format(
             host=socket.gethostname(), address=controller, port=port, folder=self.folder
         )
-        size = f"CPUs={self.cpus_per_node} RealMemory=2000 State=UNKNOWN"
+        # GPUs in name: scripts that ask for them can be submitted.
+        size = f"CPUs={self.cpus_per_node} RealMemory=2000 Gres=gpu:4 State=UNKNOWN"
         for node, node_port in zip(self.nodes, ports, strict=True):
             where = f"NodeHostname={node} NodeAddr={self.address(node)} Port={node_port}"
             conf += f"NodeName={node} {where} {size}\n"
@@ -273,10 +299,8 @@ class Cluster:
 
     def _stop(self) -> None:
         try:
-            if len(self._daemons) > 1 and self._is_up() and (jobs := self._jobs()):
-                self.run("scancel", "--full", "--signal=KILL", *jobs)
-                self.run("scancel", *jobs)
-                until(lambda: not self._jobs(), STOP_S)
+            if len(self._daemons) > 1 and self._is_up():
+                self.cancel_all()
         finally:
             for daemon in reversed(self._daemons):
                 daemon.terminate()
