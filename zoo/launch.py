@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from zoo.errors import UserError
 
 
 def launched_nodes(environ: Mapping[str, str] = os.environ) -> int:
@@ -52,6 +55,23 @@ def launch_name(environ: Mapping[str, str] = os.environ) -> str:
 
 for _resolver in (launched_nodes, launch_name):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, use_cache=True, replace=True)
+
+
+def require_plugins(arguments: Sequence[str]) -> None:
+    """Name the extra that a launcher needs; Hydra would list the launchers that it knows.
+
+    Raises:
+        UserError: the plugin of `launcher=slurm` is not installed.
+    """
+    if "launcher=slurm" not in arguments:
+        return
+    try:
+        import_module("hydra_plugins.hydra_submitit_launcher")
+    except ImportError as error:
+        raise UserError(
+            f"launcher=slurm: expected Hydra's submitit launcher, got {error!r}: install it by"
+            " pip install -e '.[zoo,slurm]'"
+        ) from error
 
 
 def check_launch(config: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -15,7 +16,7 @@ from zoo.callback.store_config import StoreConfig
 from zoo.checkpoint import read_checkpoint, require_fit
 from zoo.errors import user_errors
 from zoo.files import written_whole
-from zoo.launch import check_launch
+from zoo.launch import check_launch, require_plugins
 from zoo.runtime import (
     CONFIG_DIR,
     build_loggers,
@@ -109,4 +110,6 @@ def _report(
 
 
 if __name__ == "__main__":
+    with user_errors():
+        require_plugins(sys.argv[1:])
     main()

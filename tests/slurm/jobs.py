@@ -113,8 +113,10 @@ class Job:
 
 def sbatch(cluster: Cluster, *command: str | Path, cwd: Path = ROOT, **environ: str) -> Job:
     """`sbatch COMMAND`, its flags first."""
+    is_array = any(str(part).startswith("--array") for part in command)
+    output = f"{cluster.shared}/{'%A_%a' if is_array else '%A'}.out"
     result = subprocess.run(
-        ["sbatch", "--parsable", f"--output={cluster.shared}/%A.out", *map(str, command)],
+        ["sbatch", "--parsable", f"--output={output}", *map(str, command)],
         cwd=cwd,
         env=environ_of(cluster, **environ),
         capture_output=True,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import ROOT, TINY, sbatch
+from tests.slurm.jobs import ROOT, TINY, Job, sbatch
 
 pytestmark = pytest.mark.slow
 
-SCRIPTS = sorted((ROOT / "examples" / "slurm").glob("*.sbatch"))
+SCRIPTS = ROOT / "examples" / "slurm"
 
 
 def overrides(photographs: Path, run_dir: Path) -> list[str]:
@@ -20,13 +22,52 @@ def overrides(photographs: Path, run_dir: Path) -> list[str]:
 
 def test_every_script_has_a_test() -> None:
     tested = Path(__file__).read_text()
-    assert SCRIPTS
-    assert [path.name for path in SCRIPTS if f'"{path.name}"' not in tested] == []
+    names = sorted(path.name for path in SCRIPTS.iterdir())
+    assert names
+    assert [name for name in names if f'"{name}"' not in tested] == []
 
 
-@pytest.mark.parametrize("script", ["one_node.sbatch"])
-def test_one_node(cluster: Cluster, photographs: Path, script: str) -> None:
-    run_dir = cluster.shared / "one_node"
-    job = sbatch(cluster, f"examples/slurm/{script}", *overrides(photographs, run_dir))
-    assert "resume" in job.completes()
+def ran(run_dir: Path) -> dict[str, Any]:
+    """The configuration of a run that left its checkpoint."""
     assert (run_dir / "checkpoints" / "last.ckpt").exists()
+    config: dict[str, Any] = yaml.safe_load((run_dir / "config.yaml").read_text())
+    return config
+
+
+def test_one_node(cluster: Cluster, photographs: Path) -> None:
+    run_dir = cluster.shared / "one_node"
+    script = SCRIPTS / "one_node.sbatch"
+    assert "resume" in sbatch(cluster, script, *overrides(photographs, run_dir)).completes()
+    trainer = ran(run_dir)["trainer"]
+    assert (trainer["num_nodes"], trainer["devices"]) == (1, 2)
+
+
+def test_several_nodes_is_submitted_in_test_launch() -> None:
+    name = SCRIPTS / "several_nodes.sbatch"
+    assert str(name.relative_to(ROOT)) in (Path(__file__).parent / "test_launch.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["nccl_infiniband.sbatch", "nccl_ethernet.sbatch"])
+def test_nccl(cluster: Cluster, photographs: Path, name: str) -> None:
+    """Without GPUs: that the script is taken, and its variables reach the ranks."""
+    run_dir = cluster.shared / name
+    environ = {"ACCELERATOR": "cpu"} | ({"IFNAME": "eth0"} if cluster.links else {})
+    flags = ("--ntasks-per-node=1", "--gpus-per-node=1")
+    script = SCRIPTS / name
+    sbatch(cluster, *flags, script, *overrides(photographs, run_dir), **environ).completes()
+    assert ran(run_dir)["trainer"]["num_nodes"] == 2
+
+
+def test_sweep_array(cluster: Cluster, photographs: Path) -> None:
+    run_dir = cluster.shared / "array"
+    job = sbatch(
+        cluster,
+        *("--array=0-1", SCRIPTS / "sweep_array.sbatch"),
+        *overrides(photographs, run_dir)[:-1],
+        VALUES="1e-4 3e-4",
+        RUNS=str(run_dir),
+    )
+    for task in (0, 1):
+        Job(cluster, f"{job.id}_{task}").completes()
+    rates = {path.name: ran(path)["optimizer"]["lr"] for path in run_dir.iterdir()}
+    assert {name: float(rate) for name, rate in rates.items()} == {"1e-4": 1e-4, "3e-4": 3e-4}
