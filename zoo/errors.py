@@ -11,8 +11,6 @@ from hydra.errors import InstantiationException
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-_MENDABLE = (MisconfigurationException, InstantiationException, OmegaConfBaseException)
-
 
 class UserError(Exception):
     """A mistake that the user can mend; its text says expected, got, and the next thing to type."""
@@ -30,6 +28,14 @@ class NonFiniteError(UserError):
     """Training met an infinite or undefined gradient."""
 
 
+MENDABLE = (
+    UserError,
+    MisconfigurationException,
+    InstantiationException,
+    OmegaConfBaseException,
+)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn mendable errors of a program into one paragraph on stderr and exit status 1.
@@ -38,19 +44,19 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *_MENDABLE) as error:
+    except MENDABLE as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # Flushed before exit: the launcher of rank 0 may kill this process soon after.
-        print(_paragraph(error), file=sys.stderr, flush=True)
+        rank = os.environ.get("LOCAL_RANK")
+        prefix = "" if rank is None else f"[rank {rank}] "
+        print(f"{prefix}{paragraph(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 
-def _paragraph(error: BaseException) -> str:
-    """`[rank 1] NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
+def paragraph(error: BaseException) -> str:
+    """`NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         location = str(error).rpartition("full_key: ")[2]
         error = type(error.__cause__)(f"in the configuration `{location}`: {error.__cause__}")
-    rank = os.environ.get("LOCAL_RANK")
-    prefix = "" if rank is None else f"[rank {rank}] "
-    return f"{prefix}{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"

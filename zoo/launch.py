@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.errors import UserError
+from zoo.errors import MENDABLE, UserError, paragraph
 
 
 def launched_nodes(environ: Mapping[str, str] = os.environ) -> int:
@@ -78,10 +78,23 @@ def check_launch(config: DictConfig) -> None:
     """Have a launcher's ranks checked by `config.preflight`, and use rank 0's run folder on all."""
     if not config.preflight:
         return
-    agreement = instantiate(config.preflight)
+    agreement = instantiate(config.preflight.launch)
     if agreement is None or Path(config.run_dir).absolute() == Path(agreement.run_dir):
         return
     own = Path(config.run_dir)
     config.run_dir = agreement.run_dir
     with suppress(OSError):  # not empty, or another rank's too
         own.rmdir()
+
+
+@contextmanager
+def shared_errors(config: DictConfig) -> Iterator[None]:
+    """End all of a launcher's ranks where one has a mendable error; they would wait for it."""
+    try:
+        yield
+    except MENDABLE as error:
+        if config.preflight:
+            instantiate(config.preflight.data, problem=paragraph(error))
+        raise
+    if config.preflight:
+        instantiate(config.preflight.data, problem=None)

@@ -16,7 +16,7 @@ from zoo.callback.store_config import StoreConfig
 from zoo.checkpoint import read_checkpoint, require_fit
 from zoo.errors import user_errors
 from zoo.files import written_whole
-from zoo.launch import check_launch, require_plugins
+from zoo.launch import check_launch, require_plugins, shared_errors
 from zoo.runtime import (
     CONFIG_DIR,
     build_loggers,
@@ -44,10 +44,11 @@ def train(config: DictConfig) -> None:
     check_launch(config)
     limit_threads(config.threads_per_rank)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model, datamodule = instantiate(config.model), instantiate(config.data)
     # Before other ranks are started: they would wait for a rank that a bad file has stopped.
-    resume = _resumable(config.resume, model)
-    datamodule.prepare_data()
+    with shared_errors(config):
+        model, datamodule = instantiate(config.model), instantiate(config.data)
+        resume = _resumable(config.resume, model)
+        datamodule.prepare_data()
     trainer = _trainer(config)
     trainer.fit(model, datamodule, ckpt_path=resume)
     checkpoint = _save_last(trainer, Path(config.run_dir))

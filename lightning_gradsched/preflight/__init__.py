@@ -16,7 +16,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from lightning_gradsched.errors import ProcessGroupError
-from lightning_gradsched.preflight.doorbell import Doorbell, interface_of
+from lightning_gradsched.preflight.doorbell import Doorbell, Interface, interface_of
 from lightning_gradsched.preflight.facts import facts_of
 from lightning_gradsched.preflight.guest import meet
 from lightning_gradsched.preflight.host import Host, Verdict, answer_of
@@ -73,11 +73,13 @@ def preflight(
         return None
     token = token_of(os.environ)
     if token not in _agreed:
-        wanted = None if run_dir is None or "://" in run_dir else run_dir
-        backend = _backend(accelerator)
-        verdict = _meet(launch, token, wanted, n_devices(devices), num_nodes, backend, timeout_s)
-        if verdict.report:
-            raise SystemExit(1)
+        expected = Expected(
+            run_dir=None if run_dir is None or "://" in run_dir else run_dir,
+            devices=n_devices(devices),
+            n_nodes=num_nodes,
+            backend=_backend(accelerator),
+        )
+        verdict = _meet(launch, token, expected, timeout_s)
         if verdict.port is not None:
             os.environ["MASTER_ADDR"] = launch.address
             os.environ["MASTER_PORT"] = str(verdict.port)
@@ -85,40 +87,67 @@ def preflight(
     return _agreed[token]
 
 
-def _meet(
-    launch: Launch,
-    token: str,
-    run_dir: str | None,
-    devices: int | None,
-    n_nodes: int | None,
-    backend: str,
-    timeout_s: float,
-) -> Verdict:
-    interface = interface_of(os.environ, backend)
+def share_problem(problem: str | None, *, stage: str, timeout_s: float = TIMEOUT_S) -> None:
+    """End all ranks, with one report, if one of them has a ``problem``; they would wait for it.
+
+    For work that ranks do by themselves before they form a process group, such as preparing data.
+    All ranks that torchrun or ``srun`` has started must call it, once a ``stage``; without either
+    it does nothing, and the problem is the caller's.
+
+    Raises:
+        SystemExit: a rank had a problem; rank 0 has printed it.
+        ProcessGroupError: on a rank that cannot find rank 0.
+    """
+    launch = launch_of(os.environ)
+    if launch is not None and not is_interactive(os.environ):
+        expected = Expected(problem=problem)
+        _meet(launch, f"{token_of(os.environ)}-{stage}", expected, timeout_s)
+
+
+class Expected(NamedTuple):
+    """What a rank expects of the launch; None: nothing. ``problem`` is what it has met itself."""
+
+    run_dir: str | None = None
+    devices: int | None = None
+    n_nodes: int | None = None
+    backend: str | None = None
+    problem: str | None = None
+
+
+def _meet(launch: Launch, token: str, expected: Expected, timeout_s: float) -> Verdict:
+    interface = _interface(expected.backend)
     answer = answer_of(token, socket.gethostname(), os.getpid())
     bell = None if interface.address is None else Doorbell(interface.address, answer)
-    host, marker = None, Marker(run_dir)
+    host, marker = None, Marker(expected.run_dir)
+    problems = (interface.problem, port_problem(launch), expected.problem)
     try:
         facts = facts_of(
             launch,
-            run_dir=run_dir,
-            devices=devices,
-            n_nodes=n_nodes,
+            run_dir=expected.run_dir,
+            devices=expected.devices,
+            n_nodes=expected.n_nodes,
             address=None if bell is None else bell.address,
             interface=interface.why,
-            problems=[*filter(None, [interface.problem, port_problem(launch)])],
+            problems=filter(None, problems),
         )
         ports = meeting_ports(token)
         if launch.rank == 0 and (server := listen(launch.address, ports, token)) is not None:
             host = Host(server, token, marker.make, group_port(token), timeout_s)
             ports = [server.getsockname()[1]]
-        return meet(launch.address, ports, token, facts, timeout_s)
+        verdict = meet(launch.address, ports, token, facts, timeout_s)
     finally:
         if host is not None:
             host.close()
         if bell is not None:
             bell.close()
         marker.remove()
+    if verdict.report:
+        raise SystemExit(1)
+    return verdict
+
+
+def _interface(backend: str | None) -> Interface:
+    return Interface(None, "") if backend is None else interface_of(os.environ, backend)
 
 
 class Marker:

@@ -68,6 +68,8 @@ def port_problem(launch: Launch) -> str:
     """Why the process group cannot listen at MASTER_PORT; torchrun's agent does so itself."""
     if launch.rank != 0 or "MASTER_PORT" not in os.environ or _is_torchrun():
         return ""
+    if launch.port in (holder.getsockname()[1] for holder in _reserved):
+        return ""
     why = why_taken(launch.port) if _is_own(launch.address) else ""
     return why and (
         f"expected that port {launch.port} (MASTER_PORT) is free, got {why}: unset MASTER_PORT, and"
