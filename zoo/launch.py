@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.errors import MENDABLE, UserError, paragraph
+from zoo.errors import UserError, mendable, paragraph
 
 
 def launched_nodes(environ: Mapping[str, str] = os.environ) -> int:
@@ -92,7 +92,7 @@ def shared_errors(config: DictConfig) -> Iterator[None]:
     """End all of a launcher's ranks where one has a mendable error; they would wait for it."""
     try:
         yield
-    except MENDABLE as error:
+    except mendable() as error:
         if config.preflight:
             instantiate(config.preflight.data, problem=paragraph(error))
         raise
