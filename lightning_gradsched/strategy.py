@@ -20,10 +20,12 @@ from torch.distributed import DistError
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradsched import _registration
+from lightning_gradsched import _registration, resume
+from lightning_gradsched.checkpoint_io import SafeCheckpointIO
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import GradSchedError, ProcessGroupError
+from lightning_gradsched.preemption import Preemption
 from lightning_gradsched.preflight import TIMEOUT_S, preflight
 from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.join import check_joinable
@@ -90,6 +92,8 @@ class GradSchedMixin(_Base):
         self._checked_epoch = -1  # the last whose number of batches the ranks have compared
         self._has_no_loss = False  # training_step gave none, where Lightning expects one
         self._is_over = False  # this rank has no batch where others have one
+        self._resume = resume.Resume(self)
+        self._preemption: Preemption | None = None
 
     @property
     def scheduler(self) -> GradientScheduler:
@@ -131,6 +135,33 @@ class GradSchedMixin(_Base):
             )
         super().setup_environment()
 
+    @property
+    @override
+    def checkpoint_io(self) -> Any:
+        """``SafeCheckpointIO``, unless the Trainer was given another plugin."""
+        if self._checkpoint_io is None:
+            self._checkpoint_io = SafeCheckpointIO()
+        return super().checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: Any) -> None:
+        self._checkpoint_io = io
+
+    @override
+    def setup(self, trainer: Any) -> None:
+        if self.config.preempt_signals and trainer.state.fn == TrainerFn.FITTING:
+            self._watch_signals(trainer)
+        super().setup(trainer)
+
+    def _watch_signals(self, trainer: Any) -> None:
+        if trainer.fast_dev_run:
+            return
+        if self._preemption is None:
+            self._preemption = Preemption(self.config.preempt_signals, self)
+        self._preemption.take_over(trainer)
+        if self._preemption not in trainer.callbacks:
+            trainer.callbacks.append(self._preemption)
+
     @override
     def setup_distributed(self) -> None:
         try:
@@ -156,6 +187,8 @@ class GradSchedMixin(_Base):
         self._checked_epoch, self._is_over, self._has_no_loss = -1, False, False
         # Lightning's forward is the training_step: what else calls the module may be on one rank.
         self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
+        if self._resume.plan is not None:
+            self._scheduler.restore_plan(self._resume.plan)
         self._register_ddp_hooks()
 
     @override
@@ -171,6 +204,8 @@ class GradSchedMixin(_Base):
     def process_dataloader(self, dataloader: object) -> object:
         dataloader = super().process_dataloader(dataloader)
         module = self.lightning_module
+        if module is not None and module.trainer.training:
+            self._resume.before_iterator()
         if self.config.uneven_batches == "refuse" or module is None or not module.trainer.training:
             return dataloader
         check_joinable(module, self.config.uneven_batches)
@@ -268,8 +303,71 @@ class GradSchedMixin(_Base):
         self.scheduler.prepare(closure_loss)
 
     @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        assert self.lightning_module is not None
+        self._resume.before_first_batch(self.lightning_module.trainer)
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
+    ) -> None:
+        """Collective, as ``Trainer.save_checkpoint`` is; an error of rank 0 is one on every rank.
+
+        During ``fit`` the file is written by a thread, else before this returns.
+
+        Raises:
+            CheckpointError: this or an earlier checkpoint could not be written.
+        """
+        if "optimizer_states" in checkpoint:  # not where weights alone are saved
+            self._resume.add_to(checkpoint, self._scheduler)
+        error = None
+        try:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            if self.lightning_module is None or not self.lightning_module.trainer.training:
+                self._flush_checkpoints()
+        except Exception as raised:  # whatever it is, the other ranks must learn of it
+            error = raised
+        resume.raise_together(self, error)
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Collective. Where training goes on, a damaged file is replaced by the one before it."""
+        io = self.checkpoint_io
+        module = self.lightning_module
+        is_fit = module is not None and module.trainer.state.fn == TrainerFn.FITTING
+        if isinstance(io, SafeCheckpointIO) and "://" not in str(checkpoint_path):
+            path = Path(self.broadcast(str(checkpoint_path)))
+            checkpoint_path = resume.read(self, io, path, may_fall_back=is_fit)
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        if is_fit and module is not None:
+            self._resume.take_from(checkpoint, by_steps=module.trainer.max_steps != -1)
+        return checkpoint
+
+    def finish_checkpoints(self) -> None:
+        """Return when all checkpoints are on the disk. Collective.
+
+        Raises:
+            CheckpointError: on every rank, if one could not be written.
+        """
+        error = None
+        try:
+            self._flush_checkpoints()
+        except Exception as raised:  # as above
+            error = raised
+        resume.raise_together(self, error)
+
+    def _flush_checkpoints(self) -> None:
+        io = self.checkpoint_io
+        if isinstance(io, SafeCheckpointIO):
+            io.flush()
+
+    @override
     def on_train_end(self) -> None:
         super().on_train_end()
+        self.finish_checkpoints()
         # Rank 0's word for all: the report compares the ranks, so either all take part or none.
         path: str | None = self.broadcast(self.config.trace_path)
         if path is not None:
@@ -279,6 +377,9 @@ class GradSchedMixin(_Base):
     def teardown(self) -> None:
         if self._scheduler is not None:
             self._scheduler.detach()
+        if self._preemption is not None and self.lightning_module is not None:
+            self._preemption.release(self.lightning_module.trainer)
+        self._resume.forget()
         super().teardown()
 
     @classmethod
