@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import ROOT, TINY, Job, sbatch
+from tests.slurm.cluster import Cluster, until
+from tests.slurm.jobs import ROOT, STEP_S, TINY, Job, sbatch
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +72,19 @@ def test_sweep_array(cluster: Cluster, photographs: Path) -> None:
         Job(cluster, f"{job.id}_{task}").completes()
     rates = {path.name: ran(path)["optimizer"]["lr"] for path in run_dir.iterdir()}
     assert {name: float(rate) for name, rate in rates.items()} == {"1e-4": 1e-4, "3e-4": 3e-4}
+
+
+def test_preemptible(cluster: Cluster, photographs: Path) -> None:
+    run_dir = cluster.shared / "preemptible"
+    settings = [*overrides(photographs, run_dir), "trainer.max_steps=100"]
+    job = sbatch(cluster, "--partition=preemptible", SCRIPTS / "preemptible.sbatch", *settings)
+    # The first validation is behind it.
+    assert until(lambda: any(run_dir.glob("checkpoints/*.ckpt")), STEP_S), job.text()
+    cluster.run("scancel", "--signal=USR1", job.id)
+    text = job.completes()
+    assert f"requeued job {job.id}" in text
+    assert "preempted (SIGUSR1 signal)" in text
+    assert job.field("Restarts") == "1"
+    ran(run_dir)
+    last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 100
