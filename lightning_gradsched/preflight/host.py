@@ -89,6 +89,8 @@ class Host:
         await _within(self._timeout_s, self._complete)
         waited_s = monotonic() - start_s
         server.close()
+        if not self._arrived:
+            return
         self._arrived.sort(key=lambda facts: (facts.rank, facts.pid))
         marker, self._unwritable = self._make_marker()
         self._tasks = tasks_of(self._arrived, marker, self._token)

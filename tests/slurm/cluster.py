@@ -205,7 +205,7 @@ class Cluster:
 
     def log(self) -> str:
         """The last lines of each daemon's log."""
-        logs = sorted((self.folder / "log").glob("*"))
+        logs = sorted((self.folder / "log").glob("*.log"))
         return "".join(f"\n{p.name}:\n" + "\n".join(_last_lines(p)) for p in logs)
 
     @contextmanager

@@ -89,7 +89,7 @@ def test_a_step_of_2_x_2_ranks_and_one_of_3_and_1(cluster: Cluster, photographs:
         cluster,
         "examples/slurm/several_nodes.sbatch",
         *train(photographs, even)[3:],
-        "strategy.reduction=flat",
+        "+strategy.reduction=flat",
     )
     job.completes()
     uneven = {name: cluster.shared / f"uneven_{name}" for name in ("flat", "hierarchical")}
@@ -98,7 +98,7 @@ def test_a_step_of_2_x_2_ranks_and_one_of_3_and_1(cluster: Cluster, photographs:
             cluster,
             *("--nodes=2", "--ntasks=4", "--distribution=block", PYTHON),
             *train(photographs, run_dir),
-            *("trainer.devices=auto", f"strategy.reduction={reduction}"),
+            *("trainer.devices=auto", f"+strategy.reduction={reduction}"),
         )
         assert ended.code == 0, ended.text
     assert_same(weights(uneven["flat"]), weights(even))
