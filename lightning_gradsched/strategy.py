@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from lightning_gradsched import _registration, resume
 from lightning_gradsched.checkpoint_io import SafeCheckpointIO
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
-from lightning_gradsched.errors import GradSchedError, ProcessGroupError
+from lightning_gradsched.errors import CheckpointError, GradSchedError, ProcessGroupError
 from lightning_gradsched.preemption import Preemption
 from lightning_gradsched.preflight import TIMEOUT_S, preflight
 from lightning_gradsched.runtime.comm_hook import CommHook
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     _Base = DDPStrategy
 else:
     _Base = object
+
+_log = logging.getLogger("lightning_gradsched")
 
 _CONFIG_FIELDS = tuple(field.name for field in fields(GradSchedConfig))
 
@@ -380,6 +383,10 @@ class GradSchedMixin(_Base):
         if self._preemption is not None and self.lightning_module is not None:
             self._preemption.release(self.lightning_module.trainer)
         self._resume.forget()
+        try:
+            self._flush_checkpoints()
+        except CheckpointError as error:  # with that by which fit ends: raised, it would hide it
+            _log.error("%s", error)
         super().teardown()
 
     @classmethod

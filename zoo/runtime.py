@@ -35,6 +35,8 @@ def quiet_answered_warnings() -> None:
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # A resumed run has a folder of its own, and a best checkpoint of its own.
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # resume=auto goes on in the folder of the run that was interrupted.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning's own use of a torch class that is about to be renamed.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 

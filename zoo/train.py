@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.callback.store_config import StoreConfig
-from zoo.checkpoint import read_checkpoint, require_fit
+from zoo.checkpoint import newest_checkpoint, read_checkpoint, require_fit
 from zoo.errors import user_errors
 from zoo.files import written_whole
 from zoo.launch import check_launch, require_plugins, shared_errors
@@ -47,7 +47,7 @@ def train(config: DictConfig) -> None:
     # Before other ranks are started: they would wait for a rank that a bad file has stopped.
     with shared_errors(config):
         model, datamodule = instantiate(config.model), instantiate(config.data)
-        resume = _resumable(config.resume, model)
+        resume = _resumable(config, model)
         datamodule.prepare_data()
     trainer = _trainer(config)
     trainer.fit(model, datamodule, ckpt_path=resume)
@@ -56,12 +56,15 @@ def train(config: DictConfig) -> None:
     _report(config, model, datamodule, checkpoint)
 
 
-def _resumable(path: str | None, model: L.LightningModule) -> Path | None:
+def _resumable(config: DictConfig, model: L.LightningModule) -> Path | None:
     """The checkpoint to resume from, checked; None to start anew."""
-    if path is None:
-        return None
-    require_fit(read_checkpoint(Path(path)), model, Path(path))
-    return Path(path)
+    if config.resume == "auto":
+        path = newest_checkpoint(Path(config.run_dir))
+    else:
+        path = None if config.resume is None else Path(config.resume)
+    if path is not None:
+        require_fit(read_checkpoint(path), model, path)
+    return path
 
 
 def _trainer(config: DictConfig) -> L.Trainer:

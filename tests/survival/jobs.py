@@ -157,10 +157,16 @@ MODULES = {"net": Net, "validated": Validated, "manual": Manual, "no_backward": 
 
 
 class Trouble(Callback):
-    """Sends ``signum`` to one rank at a batch (counted over epochs); another rank is slow."""
+    """Sends ``signum`` to one rank at a batch (counted over epochs); another rank is slow.
 
-    def __init__(self, signum: int, batch: int, rank: int, slow_rank: int = -1) -> None:
+    ``signum`` 0: an exception. Into ``folder``, if given, the time of it is written.
+    """
+
+    def __init__(
+        self, signum: int, batch: int, rank: int, slow_rank: int = -1, folder: str = ""
+    ) -> None:
         self.signum, self.batch, self.rank, self.slow_rank = signum, batch, rank, slow_rank
+        self.folder = folder
         self.n_batches = 0
 
     def on_train_batch_start(
@@ -170,6 +176,10 @@ class Trouble(Callback):
         if trainer.global_rank == self.slow_rank:
             time.sleep(0.05)
         if (self.n_batches, trainer.global_rank) == (self.batch, self.rank):
+            if self.folder:
+                Path(self.folder, "fault_at").write_text(str(time.time()))
+            if not self.signum:
+                raise ZeroDivisionError("no such luck")
             os.kill(os.getpid(), self.signum)
 
 
@@ -198,7 +208,7 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 def main(folder: str, options: dict[str, Any]) -> None:
     """As a program, under torchrun or alone: trains, leaves what each rank saw in ``folder``."""
     torch.set_num_threads(1)
-    rank = int(os.environ.get("RANK", 0))
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) + options.get("attempt", 0)
     callbacks: list[Any] = [
         ModelCheckpoint(
@@ -206,8 +216,7 @@ def main(folder: str, options: dict[str, Any]) -> None:
         )
     ]
     if attempt == 0 and "trouble" in options:
-        number, batch, at_fault = options["trouble"]
-        callbacks.append(Trouble(number, batch, at_fault))
+        callbacks.append(Trouble(*options["trouble"], folder=folder))
     pl.seed_everything(7 + rank, verbose=False)
     module = MODULES[options.get("module", "net")]()
     job = trainer(
