@@ -13,8 +13,8 @@ from tests.slurm.cluster import Cluster, until
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
-# Several ranks load torch and Lightning on whatever cores there are.
-STEP_S = 300
+# Several ranks load torch and Lightning on whatever cores there are, at the worst with others.
+STEP_S = 600
 # As many steps as show that ranks train together, of the smallest net.
 TINY = (
     "net.channels=4",

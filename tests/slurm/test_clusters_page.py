@@ -33,6 +33,7 @@ TESTS = {
         test_doctor.test_it_reports_what_the_job_would_meet
     ),
     "sbatch examples/slurm/one_node": test_examples.test_one_node,
+    "DATA": test_examples.test_staging,
     "VALUES": test_examples.test_sweep_array,
     "python -m zoo.train --multirun": test_submitit.test_a_sweep_of_jobs_on_two_nodes,
     "sbatch --partition=preemptible": test_examples.test_preemptible,

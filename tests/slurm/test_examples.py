@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.jobs import ROOT, STEP_S, TINY, Job, sbatch
+from zoo.data.manifest import MANIFEST_NAME, FileEntry, Manifest
 
 pytestmark = pytest.mark.slow
 
@@ -88,3 +91,33 @@ def test_preemptible(cluster: Cluster, photographs: Path) -> None:
     ran(run_dir)
     last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 100
+
+
+def with_manifest(photographs: Path) -> Path:
+    """A folder that holds the photographs as a data set."""
+    folder = photographs.parent / "photographs"
+    folder.mkdir(exist_ok=True)
+    path = folder / "photographs.h5"
+    shutil.copyfile(photographs, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = FileEntry(path.name, n_samples=1, nbytes=path.stat().st_size, sha256=digest)
+    Manifest({}, (entry,)).save(folder / MANIFEST_NAME)
+    return folder
+
+
+def test_staging(cluster: Cluster, photographs: Path) -> None:
+    run_dir = cluster.shared / "staged"
+    job = sbatch(
+        cluster,
+        *("--ntasks-per-node=1", SCRIPTS / "staging.sbatch"),
+        *(*TINY, f"hydra.run.dir={run_dir}"),
+        DATA=str(with_manifest(photographs)),
+        LOCAL=str(cluster.local_disk),
+        SETTING="data.path",
+        FILE="photographs.h5",
+    )
+    text = job.completes()
+    assert text.count("1 of 1 files") == 2, "a node each"
+    path = cluster.local_disk / f"zoo_{job.id}" / "photographs.h5"
+    assert ran(run_dir)["data"]["path"] == str(path)
+    assert [list(cluster.disk_of(node).iterdir()) for node in cluster.nodes] == [[], [], []]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -104,3 +105,21 @@ def test_a_step_of_2_x_2_ranks_and_one_of_3_and_1(cluster: Cluster, photographs:
     assert_same(weights(uneven["flat"]), weights(even))
     for name, value in weights(uneven["hierarchical"]).items():
         torch.testing.assert_close(value, weights(even)[name])
+
+
+def test_a_node_without_the_data(cluster: Cluster, photographs: Path) -> None:
+    """One report and an end of all, also where nobody kills the others."""
+    path = cluster.local_disk / "photographs.h5"
+    shutil.copyfile(photographs, cluster.disk_of("n1") / path.name)
+    (cluster.disk_of("n2") / path.name).write_bytes(b"half a file")
+    run_dir = cluster.shared / "without"
+    ended = srun(
+        cluster,
+        *("--nodes=2", "--ntasks-per-node=1", "--nodelist=n[1-2]", PYTHON),
+        *(*train(path, run_dir), "trainer.devices=1"),
+    )
+    assert ended.code == 1, ended.text
+    assert ended.text.count("pre-flight: 1 problem; 2 ranks on n1, n2 stop") == 1, ended.text
+    assert f"on rank 1: DataFileError: {path} is not a usable file of photographs" in ended.text
+    assert "Traceback" not in ended.text
+    assert not (run_dir / "config.yaml").exists()
