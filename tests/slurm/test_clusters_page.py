@@ -10,6 +10,7 @@ import pytest
 
 from tests.slurm import (
     cluster,
+    disturbed,
     jobs,
     test_doctor,
     test_examples,
@@ -38,7 +39,7 @@ TESTS = {
     "python -m zoo.train --multirun": test_submitit.test_a_sweep_of_jobs_on_two_nodes,
     "sbatch --partition=preemptible": test_examples.test_preemptible,
     "squeue": jobs.Job,
-    "scancel": test_survival.requeued,
+    "scancel": disturbed.requeued,
     "scontrol update": test_survival.test_a_node_that_goes_down,
     "python -m benchmarks": test_two_nodes.test_the_benchmark,
 }
@@ -67,7 +68,7 @@ def test_the_words_of_a_command_are_in_the_code_that_runs_it(command: str) -> No
     (start,) = [start for start in TESTS if command.startswith(start)]
     module = inspect.getmodule(TESTS[start])
     assert module is not None
-    code = source(module) + source(jobs) + source(cluster)
+    code = "".join(map(source, (module, jobs, cluster, disturbed)))
     for word in re.split(r"[\s=,\"/]+", FREE.sub("", command)):
         assert word in code or word == "python", (word, module.__name__)
 
