@@ -63,6 +63,9 @@ class GradSchedConfig:
         reduction: how gradients are summed: ``"flat"`` (over all ranks at once), ``"hierarchical"``
             (inside each node, between nodes, inside again; gloo and parameters on the CPU only), or
             ``"auto"``: what the calibration finds faster, flat where nothing is measured.
+        preflight: under torchrun and SLURM, have all ranks compare how they were started and what
+            their nodes are before they form a process group; what is wrong is one report, and all
+            ranks exit.
 
     Raises:
         ValueError: a field outside its range; the message names the field and the valid values.
@@ -79,6 +82,7 @@ class GradSchedConfig:
     stall_timeout_s: float = 1800.0
     calibration_dir: str | None = None
     reduction: str = "auto"
+    preflight: bool = True
     preempt_signals: tuple[str, ...] = ("SIGUSR1", "SIGTERM")
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -25,9 +27,11 @@ from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import CheckpointError, GradSchedError, ProcessGroupError
 from lightning_gradsched.preemption import Preemption
+from lightning_gradsched.preflight import TIMEOUT_S, preflight
 from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.join import check_joinable
 from lightning_gradsched.runtime.scheduler import GradientScheduler
+from lightning_gradsched.slurm import StepEnvironment, in_step, is_launcher
 from lightning_gradsched.trace import write_trace
 from lightning_gradsched.uneven import PaddedLoader, pad
 
@@ -53,6 +57,8 @@ _REFUSED = {
 class GradSchedMixin(_Base):
     """The strategy, over the ``DDPStrategy`` of either distribution of Lightning."""
 
+    _step_environment: type = StepEnvironment
+
     def __init__(
         self,
         config: GradSchedConfig | None = None,
@@ -70,6 +76,8 @@ class GradSchedMixin(_Base):
         **config_fields: Any,
     ) -> None:
         self.config = read_config(config, config_fields)
+        if cluster_environment is None and in_step(os.environ):
+            cluster_environment = self._step_environment()
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -103,6 +111,32 @@ class GradSchedMixin(_Base):
     def report(self) -> OverlapReport:
         """The overlap report of the recorded steps; also after ``fit``."""
         return self.scheduler.report()
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        # Nodes may have unlike numbers of ranks, and Lightning knows of this node's devices only.
+        if self.parallel_devices and self.parallel_devices[0].type == "cpu":
+            return self.parallel_devices[0]
+        return super().root_device
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @override
+    def setup_environment(self) -> None:
+        if self.config.preflight and is_launcher(self.cluster_environment):
+            assert self.lightning_module is not None
+            preflight(
+                run_dir=self.lightning_module.trainer.default_root_dir,
+                devices=self.num_processes,
+                num_nodes=self.num_nodes,
+                accelerator=self.root_device.type,
+                timeout_s=min(TIMEOUT_S, self.config.stall_timeout_s),
+            )
+        super().setup_environment()
 
     @property
     @override

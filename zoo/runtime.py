@@ -16,6 +16,8 @@ from lightning_utilities.core.imports import RequirementCache
 from omegaconf import DictConfig
 from rich.console import Console
 
+from zoo.launch import launched_devices
+
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -44,7 +46,10 @@ def build_trainer(
 ) -> L.Trainer:
     """The Trainer of `config.trainer` with these callbacks and loggers (False for none)."""
     quiet_answered_warnings()
-    return instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    devices = launched_devices() if config.trainer.devices == "auto" else None
+    # Lightning takes all devices that it sees for "auto", however many ranks there are.
+    chosen = {} if devices is None else {"devices": devices}
+    return instantiate(config.trainer, callbacks=callbacks, logger=loggers, **chosen)
 
 
 def build_loggers(run_dir: Path) -> list[Logger]:
