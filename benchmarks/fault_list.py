@@ -61,6 +61,32 @@ FAULTS: tuple[Fault, ...] = (
         },
     ),
     *_of(
+        "slurm/test_survival.py",
+        True,
+        {
+            "test_preemption_by_a_job_of_a_higher_partition": "SLURM preempts the job for one of a"
+            " higher partition",
+            "test_time_limit": "a SLURM job's time limit is set to within the minute",
+            "test_a_node_that_goes_down": "a SLURM node goes down",
+        },
+    ),
+    *_of(
+        "slurm/test_preflight.py",
+        False,
+        {
+            "test_wrong_tasks_per_node": "a wrong `--ntasks-per-node`",
+            "test_a_rank_that_does_not_come": "a rank of a step exits before it begins",
+            "test_a_master_port_in_use": "the port is in use",
+            "test_unlike_versions_and_checkouts": "nodes have other versions or checkouts",
+            "test_an_interface_that_does_not_route": "a network interface that does not route",
+        },
+    ),
+    *_of(
+        "slurm/test_launch.py",
+        False,
+        {"test_a_node_without_the_data": "a node without the data"},
+    ),
+    *_of(
         "faults/test_lost_ranks.py",
         False,
         {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from tests.slurm.cluster import Cluster, until
 
@@ -35,6 +36,7 @@ class Ended:
 
     code: int
     text: str
+    seconds: float
 
 
 def environ_of(cluster: Cluster, **more: str) -> dict[str, str]:
@@ -50,6 +52,7 @@ def srun(
     **environ: str,
 ) -> Ended:
     """`srun COMMAND`, its flags first; a step that does not end in time is killed, and fails."""
+    start_s = monotonic()
     step = subprocess.Popen(
         ["srun", *map(str, command)],
         cwd=cwd,
@@ -64,7 +67,7 @@ def srun(
         step.terminate()  # cancels the step and its job
         text, _ = step.communicate()
         raise AssertionError(f"{command} had not ended after {timeout_s} s:\n{text}") from None
-    return Ended(step.returncode, text)
+    return Ended(step.returncode, text, monotonic() - start_s)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import measured
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import PYTHON, ROOT, STEP_S, TINY, environ_of, sbatch, srun
 
@@ -119,6 +120,8 @@ def test_a_node_without_the_data(cluster: Cluster, photographs: Path) -> None:
         *(*train(path, run_dir), "trainer.devices=1"),
     )
     assert ended.code == 1, ended.text
+    said = next(line for line in ended.text.splitlines() if "DataFileError" in line)
+    measured.record(said.strip(), ended.seconds)
     assert ended.text.count("pre-flight: 1 problem; 2 ranks on n1, n2 stop") == 1, ended.text
     assert f"on rank 1: DataFileError: {path} is not a usable file of photographs" in ended.text
     assert "Traceback" not in ended.text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_gradsched.runtime.topology import meeting_ports
+from tests import measured
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import PYTHON, ROOT, Ended, sbatch, srun
 
@@ -28,6 +29,7 @@ def the_report(ended: Ended, *said: str) -> str:
     """The only report, after checking that it says so and that every rank has failed."""
     assert ended.code == 1, ended.text
     assert ended.text.count("pre-flight:") == 1, ended.text
+    measured.record(" ".join(said), ended.seconds)
     assert "agreed" not in ended.text
     assert "Traceback" not in ended.text
     for each in said:
