@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from typing_extensions import override
 
 from lightning_gradsched import checkpoint_file
 from lightning_gradsched.errors import CheckpointError
-
-_log = logging.getLogger("lightning_gradsched")
 
 # Copies of a checkpoint that wait in host memory, the one that is being written included.
 MAX_IN_MEMORY = 2
@@ -88,7 +85,8 @@ class SafeCheckpointIO(CheckpointIO):
         if _is_remote(path):
             self._remote.remove_checkpoint(path)
         else:
-            self._begin(lambda: self._remove(Path(path)))
+            before = list(self._jobs)
+            self._begin(lambda: self._remove(Path(path), before))
 
     def flush(self) -> None:
         """Wait until all is on the disk; raises ``CheckpointError`` if something could not be."""
@@ -128,26 +126,21 @@ class SafeCheckpointIO(CheckpointIO):
         try:
             checkpoint_file.write(path, content, keep=self._keep)
         except Exception as error:
-            before = checkpoint_file.previous(path, 0)
-            last = f"{before} is as it was" if before.exists() else "there is none of that name"
+            last = f"{path} is as it was" if path.exists() else "there is none of that name"
             raise CheckpointError(
                 f"the checkpoint {path} could not be written: {type(error).__name__}: {error}."
                 f" What was saved before is whole ({last}). Free some space or choose another"
                 " folder, and resume from there."
             ) from error
 
-    def _remove(self, path: Path) -> None:
-        if self._fault is not None or any(_has_failed(job) for job in self._jobs):
+    def _remove(self, path: Path, before: Sequence[Future[None]]) -> None:
+        if any(job.exception() is not None for job in before):
             return
         if path.is_dir():
             self._remote.remove_checkpoint(path)
             return
         for age in range(self._keep):
             checkpoint_file.previous(path, age).unlink(missing_ok=True)
-
-
-def _has_failed(job: Future[None]) -> bool:
-    return job.done() and job.exception() is not None
 
 
 def _is_remote(path: Any) -> bool:

@@ -59,6 +59,11 @@ class Preemption(Callback):
         self._is_stopping = False
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether all ranks are about to leave ``fit``, together."""
+        return self._is_stopping
+
+    @property
     def _notice(self) -> Notice:
         notice: Notice = self._strategy.scheduler.notice
         return notice

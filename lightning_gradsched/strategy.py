@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,11 +20,11 @@ from torch.distributed import DistError
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradsched import _registration, resume
-from lightning_gradsched.checkpoint_io import SafeCheckpointIO
+from lightning_gradsched import _registration
+from lightning_gradsched.checkpointing import CheckpointMixin
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
-from lightning_gradsched.errors import CheckpointError, GradSchedError, ProcessGroupError
+from lightning_gradsched.errors import GradSchedError, ProcessGroupError
 from lightning_gradsched.preemption import Preemption
 from lightning_gradsched.preflight import TIMEOUT_S, preflight
 from lightning_gradsched.runtime.comm_hook import CommHook
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
-_log = logging.getLogger("lightning_gradsched")
-
 _CONFIG_FIELDS = tuple(field.name for field in fields(GradSchedConfig))
 
 _REFUSED = {
@@ -54,7 +51,7 @@ _REFUSED = {
 }
 
 
-class GradSchedMixin(_Base):
+class GradSchedMixin(CheckpointMixin, _Base):
     """The strategy, over the ``DDPStrategy`` of either distribution of Lightning."""
 
     _step_environment: type = StepEnvironment
@@ -95,7 +92,6 @@ class GradSchedMixin(_Base):
         self._checked_epoch = -1  # the last whose number of batches the ranks have compared
         self._has_no_loss = False  # training_step gave none, where Lightning expects one
         self._is_over = False  # this rank has no batch where others have one
-        self._resume = resume.Resume(self)
         self._preemption: Preemption | None = None
 
     @property
@@ -137,18 +133,6 @@ class GradSchedMixin(_Base):
                 timeout_s=min(TIMEOUT_S, self.config.stall_timeout_s),
             )
         super().setup_environment()
-
-    @property
-    @override
-    def checkpoint_io(self) -> Any:
-        """``SafeCheckpointIO``, unless the Trainer was given another plugin."""
-        if self._checkpoint_io is None:
-            self._checkpoint_io = SafeCheckpointIO()
-        return super().checkpoint_io
-
-    @checkpoint_io.setter
-    def checkpoint_io(self, io: Any) -> None:
-        self._checkpoint_io = io
 
     @override
     def setup(self, trainer: Any) -> None:
@@ -312,62 +296,6 @@ class GradSchedMixin(_Base):
         self._resume.before_first_batch(self.lightning_module.trainer)
 
     @override
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
-    ) -> None:
-        """Collective, as ``Trainer.save_checkpoint`` is; an error of rank 0 is one on every rank.
-
-        During ``fit`` the file is written by a thread, else before this returns.
-
-        Raises:
-            CheckpointError: this or an earlier checkpoint could not be written.
-        """
-        if "optimizer_states" in checkpoint:  # not where weights alone are saved
-            self._resume.add_to(checkpoint, self._scheduler)
-        error = None
-        try:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            if self.lightning_module is None or not self.lightning_module.trainer.training:
-                self._flush_checkpoints()
-        except Exception as raised:  # whatever it is, the other ranks must learn of it
-            error = raised
-        resume.raise_together(self, error)
-
-    @override
-    def load_checkpoint(
-        self, checkpoint_path: Any, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Collective. Where training goes on, a damaged file is replaced by the one before it."""
-        io = self.checkpoint_io
-        module = self.lightning_module
-        is_fit = module is not None and module.trainer.state.fn == TrainerFn.FITTING
-        if isinstance(io, SafeCheckpointIO) and "://" not in str(checkpoint_path):
-            path = Path(self.broadcast(str(checkpoint_path)))
-            checkpoint_path = resume.read(self, io, path, may_fall_back=is_fit)
-        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        if is_fit and module is not None:
-            self._resume.take_from(checkpoint, by_steps=module.trainer.max_steps != -1)
-        return checkpoint
-
-    def finish_checkpoints(self) -> None:
-        """Return when all checkpoints are on the disk. Collective.
-
-        Raises:
-            CheckpointError: on every rank, if one could not be written.
-        """
-        error = None
-        try:
-            self._flush_checkpoints()
-        except Exception as raised:  # as above
-            error = raised
-        resume.raise_together(self, error)
-
-    def _flush_checkpoints(self) -> None:
-        io = self.checkpoint_io
-        if isinstance(io, SafeCheckpointIO):
-            io.flush()
-
-    @override
     def on_train_end(self) -> None:
         super().on_train_end()
         self.finish_checkpoints()
@@ -382,11 +310,6 @@ class GradSchedMixin(_Base):
             self._scheduler.detach()
         if self._preemption is not None and self.lightning_module is not None:
             self._preemption.release(self.lightning_module.trainer)
-        self._resume.forget()
-        try:
-            self._flush_checkpoints()
-        except CheckpointError as error:  # with that by which fit ends: raised, it would hide it
-            _log.error("%s", error)
         super().teardown()
 
     @classmethod
