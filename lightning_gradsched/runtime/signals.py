@@ -21,6 +21,7 @@ class Signal(IntEnum):
     UNFROZEN = 0  # a parameter that was frozen trains now
     PLANS = 1  # after this backward comes an agreement on another plan or schedule
     KEEPS = 2  # none comes
+    NOTICE = 3  # who uses the engine has something to tell to all ranks; see runtime/notice.py
 
 
 N_SIGNALS = len(Signal)

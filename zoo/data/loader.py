@@ -92,7 +92,7 @@ class Loader:
             )
         self.dataset = dataset
         self.sampler = batches
-        # Lightning asks for it before it evaluates.
+        # Lightning asks for both, to see whether a validation is shuffled.
         self.batch_sampler = None
         self.batch_size = batches.batch_size
         self.num_workers = num_workers
