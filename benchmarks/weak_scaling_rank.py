@@ -28,7 +28,7 @@ def main() -> None:
     quiet_answered_warnings()
     overrides = [
         "experiment=cbed_tiny",
-        f"data.folder={folder}",
+        f"data.path={folder}",
         # No longer than this benchmark: the schedule is not what is measured.
         f"trainer.max_steps={WARMUP_STEPS + int(n_steps)}",
         "hydra.runtime.output_dir=.",

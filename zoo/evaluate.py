@@ -29,7 +29,7 @@ def evaluate(config: DictConfig) -> None:
     checkpoint = read_checkpoint(path)
     trained = config_of(checkpoint, path)
     if config.data_path is not None:
-        trained.data["folder" if "folder" in trained.data else "path"] = config.data_path
+        trained.data.path = config.data_path
     limit_threads(config.threads_per_rank)
     model, datamodule = instantiate(trained.model), instantiate(trained.data)
     require_fit(checkpoint, model, path)

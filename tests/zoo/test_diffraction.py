@@ -258,7 +258,7 @@ def test_cbed_tiny_learns_and_is_evaluated(
 ) -> None:
     """Two ranks, fewer steps than the experiment has, then its checkpoint on one rank."""
     run_dir = tmp_path / "run"
-    options = ("trainer.max_steps=200", f"data.folder={tmp_path / 'data'}")
+    options = ("trainer.max_steps=200", f"data.path={tmp_path / 'data'}")
     quiet = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
     finished = subprocess.run(
         [
