@@ -57,7 +57,8 @@ SlurmctldParameters=preempt_send_user_signal
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-ReturnToService=2
+# A node that was set down stays so.
+ReturnToService=1
 SlurmctldTimeout=30
 SlurmdTimeout=60
 GresTypes=gpu

@@ -1,7 +1,8 @@
 """A job of the tests that goes on where it was: `python -m tests.slurm.interrupted FOLDER N_STEPS`.
 
 Every loss is written as soon as it is known, so that no kind of end hides it. With SLOW_RANK in the
-environment that rank takes longer over every batch than the others.
+environment that rank takes longer over every batch than the others; FIRST_BATCH_S is the time of a
+batch until the job has been requeued.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class Diary(Callback):
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / f"rank_{RANK}.jsonl"
+        self._attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self._pause_s = SLOW_BATCH_S if os.environ.get("SLOW_RANK") == str(RANK) else BATCH_S
+        if self._attempt == 0:
+            self._pause_s = float(os.environ.get("FIRST_BATCH_S", self._pause_s))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
@@ -39,8 +43,7 @@ class Diary(Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        line = [attempt, trainer.global_step, outputs["loss"].item(), batch["index"].tolist()]
+        line = [self._attempt, trainer.global_step, outputs["loss"].item(), batch["index"].tolist()]
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

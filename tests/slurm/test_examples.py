@@ -86,7 +86,7 @@ def test_preemptible(cluster: Cluster, photographs: Path) -> None:
     cluster.run("scancel", "--signal=USR1", job.id)
     text = job.completes()
     assert f"requeued job {job.id}" in text
-    assert "preempted (SIGUSR1 signal)" in text
+    assert "preempted by SIGUSR1" in text
     assert job.field("Restarts") == "1"
     ran(run_dir)
     last = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)

@@ -87,11 +87,13 @@ def test_torchrun_on_two_nodes(cluster: Cluster, photographs: Path, two_ranks: W
 
 def test_a_step_of_2_x_2_ranks_and_one_of_3_and_1(cluster: Cluster, photographs: Path) -> None:
     even = cluster.shared / "even"
+    # Adam would blow up the last bit of a gradient that is nearly zero.
+    plain = "optimizer._target_=torch.optim.SGD"
     job = sbatch(
         cluster,
         "examples/slurm/several_nodes.sbatch",
         *train(photographs, even)[3:],
-        "+strategy.reduction=flat",
+        *("+strategy.reduction=flat", plain),
     )
     job.completes()
     uneven = {name: cluster.shared / f"uneven_{name}" for name in ("flat", "hierarchical")}
@@ -100,7 +102,7 @@ def test_a_step_of_2_x_2_ranks_and_one_of_3_and_1(cluster: Cluster, photographs:
             cluster,
             *("--nodes=2", "--ntasks=4", "--distribution=block", PYTHON),
             *train(photographs, run_dir),
-            *("trainer.devices=auto", f"+strategy.reduction={reduction}"),
+            *("trainer.devices=auto", f"+strategy.reduction={reduction}", plain),
         )
         assert ended.code == 0, ended.text
     assert_same(weights(uneven["flat"]), weights(even))

@@ -60,7 +60,8 @@ def test_preemption_by_a_job_of_a_higher_partition(cluster: Cluster, whole: Path
 
 def test_time_limit(cluster: Cluster, whole: Path) -> None:
     folder = cluster.shared / "time_limit"
-    job = submit(cluster, folder, "--time=30", "--signal=USR1@60")
+    # SLURM looks at time limits twice a minute.
+    job = submit(cluster, folder, "--time=30", "--signal=USR1@60", FIRST_BATCH_S="1.2")
     wait_for_step(job, folder, BEFORE_STEP)
     # So that it is a minute away at most.
     limited_s = monotonic()
