@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is whole, but holds more than tensors and plain values, or none of them:"
-            f" {str(error).splitlines()[0]}. Nothing in a checkpoint is run: keep such objects out"
+            f" {_reason(str(error))}. Nothing in a checkpoint is run: keep such objects out"
             " of it (save_hyperparameters(ignore=...)), or, where you trust the file, name their"
             " class to torch.serialization.add_safe_globals first."
         ) from error
@@ -93,6 +93,13 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected a dict, got {type(content).__name__}")
     limit_nbytes = path.stat().st_size
     return dict(in_memory(content, lambda tensor: _check_size(path, tensor, limit_nbytes)))
+
+
+def _reason(text: str) -> str:
+    """Of what torch says at length, the sentence that names what it will not load."""
+    lines = text.splitlines() or [""]
+    line = next((line for line in lines if "GLOBAL" in line), lines[0])
+    return line.strip().partition(". ")[0]
 
 
 def in_memory(content: Any, check: Callable[[Tensor], None] = lambda tensor: None) -> Any:

@@ -161,7 +161,7 @@ class GradSchedMixin(CheckpointMixin, _Base):
                 f" ranks at {env.main_address}:{env.main_port} within"
                 f" {self.config.stall_timeout_s:g} s: {error}."
                 " Check that all ranks were started, that each reaches the address and that the"
-                " port is free (MASTER_ADDR, MASTER_PORT)."
+                f" port is free (MASTER_ADDR, MASTER_PORT).{_hint_of_restart()}"
             ) from error
 
     @override
@@ -331,6 +331,18 @@ class GradSchedStrategy(GradSchedMixin, DDPStrategy):
         TypeError: an unknown keyword; the message lists the valid ones.
         ValueError: a config field outside its range.
     """
+
+
+def _hint_of_restart() -> str:
+    """torchrun's ranks meet in a store that still holds the addresses of those before them."""
+    environ = os.environ
+    shares = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shares or environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return ""
+    return (
+        " torchrun has restarted this rank: start torchrun with"
+        " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment (pytorch/pytorch#135712)."
+    )
 
 
 def read_config(config: GradSchedConfig | None, given: dict[str, Any]) -> GradSchedConfig:
