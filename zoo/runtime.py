@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -50,6 +51,26 @@ def build_trainer(
     # Lightning takes all devices that it sees for "auto", however many ranks there are.
     chosen = {} if devices is None else {"devices": devices}
     return instantiate(config.trainer, callbacks=callbacks, logger=loggers, **chosen)
+
+
+def quiet_trainer(max_steps: int, precision: str = "32-true") -> L.Trainer:
+    """A Trainer on one CPU rank that prints, logs and saves nothing, and does not validate."""
+    quiet_answered_warnings()
+    # Little data is meant here, and it is in memory.
+    for message in (".*does not have many workers", "The number of training batches"):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision=precision,
+        max_steps=max_steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
 
 
 def build_loggers(run_dir: Path) -> list[Logger]:

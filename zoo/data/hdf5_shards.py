@@ -163,10 +163,10 @@ class HDF5DataModule(L.LightningDataModule):
         agree = self.agreement.raise_together if self.on_bad == "raise" else None
         return self._loader(samples, batches, agree=agree)
 
-    def val_dataloader(self) -> Loader:
+    def val_dataloader(self) -> Loader | list[Loader]:
         return self._exact("val")
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> Loader | list[Loader]:
         return self._exact("test")
 
     def teardown(self, stage: str) -> None:
@@ -174,8 +174,10 @@ class HDF5DataModule(L.LightningDataModule):
             loader.close()
         self._loaders.clear()
 
-    def _exact(self, split: str) -> Loader:
-        samples = self.samples[split]
+    def _exact(self, split: str) -> Loader | list[Loader]:
+        samples = self.samples.get(split)
+        if samples is None:
+            return []
         files = samples.file_of_sample if self.sampler == "node" else None
         return self._loader(samples, ExactBatches(len(samples), self.batch_size, self.world, files))
 
