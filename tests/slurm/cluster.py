@@ -77,8 +77,19 @@ def missing() -> str:
     lacking = [name for name in (*DAEMONS, *TOOLS) if shutil.which(name) is None]
     if lacking:
         return f"no {', '.join(lacking)}: apt-get install slurm-wlm munge"
-    if os.geteuid() != 0:
-        return "nodes with host names of their own need root"
+    own = [
+        "unshare",
+        "--mount",
+        "--uts",
+        "--propagation",
+        "slave",
+        "mount",
+        "--bind",
+        "/tmp",
+        "/tmp",
+    ]
+    if os.geteuid() != 0 or subprocess.run(own, capture_output=True).returncode:
+        return "nodes with host names of their own need root, and namespaces"
     return ""
 
 

@@ -14,6 +14,7 @@ import yaml
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.jobs import ROOT, STEP_S, TINY, Job, sbatch
 from zoo.data.manifest import MANIFEST_NAME, FileEntry, Manifest
+from zoo.data.schema import Field
 
 pytestmark = pytest.mark.slow
 
@@ -101,7 +102,9 @@ def with_manifest(photographs: Path) -> Path:
     shutil.copyfile(photographs, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     entry = FileEntry(path.name, n_samples=1, nbytes=path.stat().st_size, sha256=digest)
-    Manifest({}, (entry,)).save(folder / MANIFEST_NAME)
+    Manifest({"picture": Field("picture", (8, 8), "uint8", "HW")}, (entry,)).save(
+        folder / MANIFEST_NAME
+    )
     return folder
 
 

@@ -42,7 +42,7 @@ def test_a_sweep_of_jobs_on_two_nodes(cluster: Cluster, photographs: Path) -> No
         timeout=2 * STEP_S,
     )
     assert result.returncode == 0, result.stderr
-    jobs = {path.name.partition("_")[0] for path in (sweep / "jobs").glob("*_*")}
+    jobs = {path.name.partition("_")[0] for path in (sweep / "jobs").glob("[0-9]*_*")}
     assert len(jobs) == 1, "one array"
     for number, rate in ((0, "0.001"), (1, "0.002")):
         run_dir = sweep / str(number)

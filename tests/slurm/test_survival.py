@@ -90,8 +90,8 @@ def test_a_node_that_goes_down(cluster: Cluster, whole: Path) -> None:
         job.completes()
         assert job.field("NodeList") == "n[1,3]"
     record(job, folder, pending_s, "CANCELLED")
-    # From the last checkpoint: some steps are done again, with the same losses.
-    assert len(diary(folder)) > N_STEPS
+    # SLURM says SIGTERM first: what a rank on the lost node has no time to save is done again.
+    assert len(diary(folder)) >= N_STEPS
     assert_undisturbed(folder, whole, n_attempts=2)
 
 
