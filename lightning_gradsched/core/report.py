@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from lightning_gradsched.core.bound import Bounds
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.reasons import (
     STRAGGLER,
@@ -87,7 +88,8 @@ class OverlapReport:
     ``step_s`` runs from the end of one reduction to the end of the next, so it holds the optimizer,
     the data loader and the forward pass too; ``compute_s`` is ``step_s`` without the exposed wait.
     ``predicted`` is None where nothing was measured to predict from, ``tried`` empty where no plans
-    were tried on the job.
+    were tried on the job. ``bounds``: the least that a forward and a backward take, see
+    ``core/bound.py``; None where nothing was measured to say.
     """
 
     n_steps: int
@@ -98,6 +100,7 @@ class OverlapReport:
     rows: tuple[GroupRow, ...]
     predicted: Prediction | None = None
     tried: tuple[TriedPlan, ...] = ()
+    bounds: Bounds | None = None
 
     @property
     def overlap(self) -> float:
@@ -119,6 +122,7 @@ class OverlapReport:
         cost: CostModel | None = None,
         fastest: Sequence[Sequence[Fastest]] | None = None,
         tried: Sequence[TriedPlan] = (),
+        bounds: Bounds | None = None,
     ) -> OverlapReport:
         """Sum up measured steps. ``groups`` in launch order. Needs at least one timeline.
 
@@ -128,9 +132,10 @@ class OverlapReport:
             fastest: the shortest transfer over the ranks, for each timeline of each group. Where
                 None, this rank's shortest of all recorded steps stands for it.
             tried: the plans that were tried on the job.
+            bounds: of the profile and the cost model in force.
         """
         number = typical_step(timelines)
-        step_s = median(map(_extent_s, timelines))
+        step_s = median(map(Timeline.extent_s, timelines))
         exposed_s = median(map(Timeline.exposed_s, timelines))
         needed = fastest[number] if fastest is not None else _fastest_of(timelines, groups)
         return cls(
@@ -142,6 +147,7 @@ class OverlapReport:
             rows=_rows(timelines[number], groups, needed, predicted, cost),
             predicted=_prediction(predicted) if predicted is not None else None,
             tried=tuple(tried),
+            bounds=bounds,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +156,7 @@ class OverlapReport:
             **asdict(self),
             "predicted": self.predicted._asdict() if self.predicted is not None else None,
             "tried": [plan._asdict() for plan in self.tried],
+            "bounds": self.bounds._asdict() if self.bounds is not None else None,
             "overlap": self.overlap,
         }
 
@@ -164,11 +171,7 @@ def typical_step(timelines: Sequence[Timeline]) -> int:
 
 
 def _prediction(timeline: Timeline) -> Prediction:
-    return Prediction(_extent_s(timeline), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
-
-
-def _extent_s(timeline: Timeline) -> float:
-    return max(s.end_s for s in timeline.spans) - min(s.start_s for s in timeline.spans)
+    return Prediction(timeline.extent_s(), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
 
 
 def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
