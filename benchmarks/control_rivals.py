@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_gradsched.runtime.collectives import Collectives, cube_rings
+from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.control_group import cube_rings
 
 RADIX = 4
 TIMEOUT_S = 300.0

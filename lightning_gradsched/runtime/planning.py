@@ -32,7 +32,6 @@ from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
 from lightning_gradsched.runtime.reduction import Reduction
-from lightning_gradsched.runtime.sparse import sparse_parameters
 from lightning_gradsched.runtime.trial import PlanTrial
 
 TRIED_PLANS = 4
@@ -45,7 +44,7 @@ class Planning:
         self, module: nn.Module, config: GradSchedConfig, collectives: Collectives, clock: Clock
     ) -> None:
         self._module = module
-        self._sparse = sparse_parameters(module)
+        self._sparse: Container[str] = ()
         self._config = config
         self._collectives = collectives
         self._clock = clock
@@ -62,10 +61,13 @@ class Planning:
         )
         self.network, self._cost = self.reduction.network, self.reduction.cost
 
-    def start(self, params: Mapping[str, Tensor]) -> None:
-        """Plan for these parameters; what was measured of fewer is forgotten."""
+    def start(self, params: Mapping[str, Tensor], sparse: Container[str]) -> None:
+        """Plan for these parameters; what was measured of fewer is forgotten.
+
+        ``sparse``: names of those whose gradients are sparse.
+        """
         self.close()
-        self._params = params
+        self._params, self._sparse = dict(params), sparse
         self.profile, self._trial, self._decided, self.tried = None, None, None, ()
         if self.network is not None:
             self.profiler = StepProfiler(self._module, params, self._clock)
@@ -96,6 +98,18 @@ class Planning:
         if self.plan is None or self.schedule is None or self.profile is None:
             return None
         return simulate(self.schedule, self.plan, self.profile, self._cost)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the plan in force, or the next one that is made, is to stay."""
+        return self.profiler is None and self._trial is None
+
+    @property
+    def is_due_next(self) -> bool:
+        """Whether ``step_ended`` will ask for a plan after the backward that runs. Local."""
+        if self.profiler is not None:
+            return self.profiler.is_done_next
+        return self._trial is not None and self._trial.is_over_next
 
     def step_ended(self) -> bool:
         """Whether the next backward shall ask for another plan."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_gradsched.runtime.collectives import Collectives, cube_rings, wait_unless
+from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.control_group import cube_rings, wait_unless
 from tests.ranks import run_ranks
 
 LIMIT_S = 20.0
