@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.config import GradSchedConfig
-from lightning_gradsched.core.candidates import Candidate, candidates
+from lightning_gradsched.core.bound import Bounds, bounds
+from lightning_gradsched.core.candidates import Candidate, candidates, forward_candidates
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -23,7 +24,7 @@ from lightning_gradsched.core.plan import (
 )
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.report import TriedPlan
-from lightning_gradsched.core.schedule import ReductionSchedule, lower
+from lightning_gradsched.core.schedule import ReductionSchedule, lower, lower_into_forward
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
@@ -90,8 +91,19 @@ class Planning:
             plan = planner(profile, self._cost)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
-        self.plan, self.schedule = plan, lower(plan)
+        self.plan, self.schedule = plan, self._lowered(plan, profile)
         return self.plan, self.schedule
+
+    def _lowered(self, plan: GroupPlan, profile: BackwardProfile) -> ReductionSchedule:
+        """Not into the forward while that is measured: it shall not wait."""
+        if self._config.overlap_forward and self.profiler is None:
+            return lower_into_forward(plan, profile)
+        return lower(plan)
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The least that a step of what was measured can take; local, not collective."""
+        return bounds(self.profile, self._cost) if self.profile is not None else None
 
     def predicted(self) -> Timeline | None:
         """What the cost model expects of the plan in force; local, not collective."""
@@ -139,7 +151,8 @@ class Planning:
     def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
         """What to run next: the candidates of a trial, or the one plan that there is."""
         if self._config.planner == "auto":
-            return candidates(profile, self._cost, most=TRIED_PLANS)
+            chosen = forward_candidates if self._config.overlap_forward else candidates
+            return chosen(profile, self._cost, most=TRIED_PLANS)
         plan = self._planner()(profile, self._cost)
         if not isinstance(plan, GroupPlan):
             raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")

@@ -115,5 +115,5 @@ def _group_infos(
 ) -> list[GroupInfo]:
     return [
         GroupInfo(str(group), plan.groups[group], sum(params[n].nbytes for n in plan.groups[group]))
-        for group in schedule.launches
+        for group in schedule.order
     ]
