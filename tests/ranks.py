@@ -16,9 +16,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# forkserver: a fork of one warm process takes tenths of a second where spawn takes many.
+from lightning_gradsched.runtime import calibration
+
+# forkserver: a fork of one warm process takes a tenth of a second where spawn takes many. What it
+# has not imported, every rank of every test would.
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "lightning.pytorch", "tests.ranks"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed",
+        "lightning.pytorch",
+        "pytest",
+        "lightning_gradsched.strategy",
+        "lightning_gradsched.fabric",
+        "tests.parity.nets",
+        "tests.ranks",
+    ]
+)
+# Sizes by which an engine under test calibrates: enough for a plan, and done in hundredths of a
+# second. Tests of the calibration itself measure all.
+FEW_SIZES = 4
+ALL_SIZES = calibration.LADDER_NBYTES
 
 
 class RankError(AssertionError):
@@ -104,6 +122,7 @@ def _main(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    calibration.LADDER_NBYTES = ALL_SIZES[:FEW_SIZES]
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     store = dist.FileStore(os.path.join(folder, "store"), n_ranks)
     dist.init_process_group(

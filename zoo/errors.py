@@ -7,12 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import InstantiationException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
-
-_MENDABLE = (MisconfigurationException, InstantiationException, OmegaConfBaseException)
-
 
 class UserError(Exception):
     """A mistake that the user can mend; its text says expected, got, and the next thing to type."""
@@ -22,8 +16,44 @@ class DataFileError(UserError):
     """A data file is damaged, foreign, or cannot be written."""
 
 
+class TruncatedFileError(DataFileError):
+    """A data file is shorter than it was when it was written."""
+
+
+class SchemaMismatchError(DataFileError):
+    """A data file holds other datasets, shapes or types than its schema says."""
+
+
+class BadSampleError(DataFileError):
+    """A sample holds NaN, infinities, or labels out of range."""
+
+
+class EmptySplitError(UserError):
+    """A split holds no sample, or fewer than its ranks need for one step."""
+
+
+class DiskFullError(UserError):
+    """A disk, or the memory behind shared buffers, has too little room."""
+
+
+class LoaderError(UserError):
+    """A process that loads data died, or did not answer in time."""
+
+
+class ResumeError(UserError):
+    """A position within an epoch that does not fit the data, the ranks or the batches."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or belongs to another network."""
+
+
+class PhysicsError(UserError):
+    """A physical quantity has a wrong shape, or a value that means nothing."""
+
+
+class TrainingDataError(UserError):
+    """Samples are missing, of wrong shapes, or have a covariance that cannot be inverted."""
 
 
 class NonFiniteError(UserError):
@@ -38,7 +68,7 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *_MENDABLE) as error:
+    except (UserError, *_mendable()) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # Flushed before exit: the launcher of rank 0 may kill this process soon after.
@@ -46,8 +76,19 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+def _mendable() -> tuple[type[Exception], ...]:
+    # Imported here: processes that load data need the classes above, and none of these packages.
+    from hydra.errors import InstantiationException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return MisconfigurationException, InstantiationException, OmegaConfBaseException
+
+
 def _paragraph(error: BaseException) -> str:
     """`[rank 1] NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
+    from hydra.errors import InstantiationException
+
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         location = str(error).rpartition("full_key: ")[2]
         error = type(error.__cause__)(f"in the configuration `{location}`: {error.__cause__}")

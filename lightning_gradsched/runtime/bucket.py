@@ -191,23 +191,24 @@ class Bucket(Tally):
 
     def _find_absent(self) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
-        came = self.kept | self.arrived.keys()
-        used = {slot for slot in came if slot.param.grad is not None}
-        if len(used) == len(self.slots):
-            return []
-        return [i for i, slot in enumerate(self.slots) if slot not in used]
+        came = self.arrived if len(self.arrived) == len(self.slots) else self.kept | self.arrived.keys()
+        return [
+            i for i, slot in enumerate(self.slots) if slot.param.grad is None or slot not in came
+        ]
 
     def _gather(self) -> None:
         self._set_absent_aside()
         moves = [
-            (view, slot.param.grad)
+            (view, grad, slot.param)
             for slot, view in zip(self.slots, self.views, strict=True)
-            if slot.param.grad is not None and slot.param.grad is not view
+            if (grad := slot.param.grad) is not None and grad is not view
         ]
         if moves:
-            self._copy(moves)
+            views, grads, params = zip(*moves, strict=True)
+            self._copy(views, grads)
             # Now, so that autograd's own gradients are freed as backward goes on.
-            self._point_to_views(self._absent)
+            for param, view in zip(params, views, strict=True):
+                param.grad = view
 
     def _set_absent_aside(self) -> None:
         """An absent member adds zeros, or the ``.grad`` it has kept from before.
@@ -221,8 +222,7 @@ class Bucket(Tally):
             elif param.grad is view:
                 param.grad = view.clone()
 
-    def _copy(self, moves: Sequence[tuple[Tensor, Tensor]]) -> None:
-        views, grads = zip(*moves, strict=True)
+    def _copy(self, views: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
         if any(grad.is_sparse for grad in grads):
             sparse = [s.name for s in self.slots if getattr(s.param.grad, "is_sparse", False)]
             raise ReductionError(
@@ -252,7 +252,8 @@ class Bucket(Tally):
 
     def _point_to_views(self, but: Container[int]) -> None:
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
-            if i not in but:
+            # Most are pointed there since they were filled; to look is quicker than to set.
+            if slot.param.grad is not view and i not in but:
                 slot.param.grad = view
 
     def _take(self, result: Tensor) -> None:

@@ -120,6 +120,11 @@ class Collectives:
         self._given_device = device
         self._timeout_s = timeout_s
 
+    @property
+    def global_rank(self) -> int:
+        """This rank's number in the whole job."""
+        return self.ranks[self.rank]
+
     def close(self, *, in_use: bool = False) -> None:
         """Give back the process group that was made here, and end its threads. Idempotent.
 

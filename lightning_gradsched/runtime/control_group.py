@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_gradsched.runtime.watchdog import Watchdog
@@ -70,11 +72,19 @@ class ControlGroup:
         self._works.clear()
         with self._watchdog.waiting_for("all ranks' word on which groups are full"):
             for ring in self._way:
-                work = self._rings[ring].allreduce([words], _BITWISE_AND)
+                work, said = self._begin(ring, words)
                 self._works.append(work)
                 if not wait_unless(work, stop):
                     return None
+                words = reduce(torch.bitwise_and, said)
         return int.from_bytes(struct.pack(f"<{n_words}q", *words.tolist()), "little")
+
+    def _begin(self, ring: tuple[int, ...], words: Tensor) -> tuple[Any, Sequence[Tensor]]:
+        """What the work leaves in the tensors, ANDed, is what all of ``ring`` say."""
+        if goes_in_parts(len(ring), len(words)):
+            return self._rings[ring].allreduce([words], _BITWISE_AND), [words]
+        said = torch.empty(len(ring), len(words), dtype=torch.int64)
+        return self._rings[ring]._allgather_base(said.view(-1), words), said.unbind()
 
     def mark(self) -> torch.cuda.Event | None:
         """The work that this thread's stream has given to the device so far; None on a CPU."""
@@ -102,6 +112,18 @@ class ControlGroup:
         if not all(work.is_completed() for work in self._works):
             _left_running.extend(self._rings.values())
         self._rings.clear()
+
+
+def goes_in_parts(n_ranks: int, n_words: int) -> bool:
+    """Whether a ring of ``n_ranks`` should reduce ``n_words``, and not gather what each rank says.
+
+    gloo's all-reduce sends a part a rank round the ring twice; of few words most parts are empty,
+    and it sends nothing for these. A gathering sends all words once.
+
+    >>> [goes_in_parts(8, n_words) for n_words in (1, 4, 8, 64)]
+    [True, True, False, False]
+    """
+    return n_words < n_ranks
 
 
 def cube_rings(rank: int, world_size: int) -> list[tuple[int, ...]]:

@@ -42,6 +42,10 @@ def build(kind: str, rank: int) -> tuple[nn.Module, GradSchedConfig]:
     config = GradSchedConfig(planner="fixed_size", stall_timeout_s=20.0)
     if kind == "plan":
         config = replace(config, planner=FromChance(rank))
+    if kind == "buffer":
+        net[1].register_buffer("offset", torch.zeros(2 + rank))
+    if kind == "frozen layer":
+        net.append(nn.Linear(2, 2, bias=rank == 0).requires_grad_(False))
     if rank == 0:
         return net, config
     if kind == "shape":
@@ -68,6 +72,10 @@ def build(kind: str, rank: int) -> tuple[nn.Module, GradSchedConfig]:
 
 
 UNLIKE = {
+    "frozen layer": "frozen parameter or buffer 1 is '2.bias' of shape (2,), float32, strides (1,)"
+    " on rank 0 and missing (it has 1) on rank 1",
+    "buffer": "frozen parameter or buffer 0 is '1.offset' of shape (2,), float32, strides (1,) on"
+    " rank 0 and '1.offset' of shape (3,)",
     "shape": "parameter 2 is '1.weight' of shape (4, 4), float32, strides (4, 1) on rank 0 and"
     " '1.weight' of shape (8, 4)",
     "count": "parameter 4 is missing (it has 4) on rank 0 and '2.weight'",

@@ -1,0 +1,1 @@
+"""What trainings minimise beside, or instead of, the distance to the truth."""
