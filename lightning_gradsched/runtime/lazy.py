@@ -54,7 +54,7 @@ def _questions() -> Iterator[Any]:
         yield getattr(tensor, name).__get__
     yield from (tensor.grad.__get__, tensor.grad.__set__, tensor.requires_grad.__set__)
     yield from (tensor.size, tensor.numel, tensor.dim, tensor.element_size)
-    yield from (tensor.is_floating_point, tensor.is_complex)
+    yield from (tensor.is_floating_point, tensor.is_complex, tensor.requires_grad_)
     yield from (tensor.is_sparse.__get__, tensor.is_cuda.__get__)
 
 

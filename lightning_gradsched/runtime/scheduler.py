@@ -121,9 +121,15 @@ class GradientScheduler:
         self._step_end.start()
         self._broadcast_state()
         self._buffer_sync: BufferSync | None = None
+        self._buffer_collectives = self._collectives
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
+            if self._config.overlap_forward and process_group is None:
+                # What a forward begins with shall not queue behind what it may wait for later.
+                self._buffer_collectives = Collectives(None, device, self._config.stall_timeout_s)
+                progress = _weakly(self._reducer.progress, "its engine is gone")
+                self._buffer_collectives.watchdog.describe_by(progress)
             self._buffer_sync = BufferSync(
-                module, self._collectives, self.reduces, self._reducer.settle
+                module, self._buffer_collectives, self.reduces, self._reducer.settle
             )
             if not marks_forward:
                 self._buffer_sync.attach()
@@ -404,6 +410,8 @@ class GradientScheduler:
         self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close(in_use=self._launches.has_in_flight)
+        if self._buffer_collectives is not self._collectives:
+            self._buffer_collectives.close()
         self._end_overlap()
         self._reducer.detach()
 
