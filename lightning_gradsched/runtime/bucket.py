@@ -191,7 +191,8 @@ class Bucket(Tally):
 
     def _find_absent(self) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
-        came = self.arrived if len(self.arrived) == len(self.slots) else self.kept | self.arrived.keys()
+        all_arrived = len(self.arrived) == len(self.slots)
+        came = self.arrived if all_arrived else self.kept | self.arrived.keys()
         return [
             i for i, slot in enumerate(self.slots) if slot.param.grad is None or slot not in came
         ]
