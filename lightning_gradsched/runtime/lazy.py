@@ -5,8 +5,9 @@
 fused one, ``.data``, ``detach``, a copy. That completes the tensor, which then is of its own class
 again; the classes are put on and taken off an object as torch does with its uninitialized
 parameters. So nobody can read a value that is under way, whoever it is: clipping, loss scaling,
-checkpoints, averages of weights, other modules. What asks torch nothing (native code that is handed
-a parameter, a graph that is compiled) is met by hooks on modules before it.
+checkpoints, averages of weights, other modules. Native code that is handed a parameter asks torch
+nothing: it is met by hooks on modules before it. Compiled graphs do not ask either, and where
+torch compiles there are no such tensors.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_gradsched.runtime.bucket import Bucket, SparseBucket
 from lightning_gradsched.runtime.collectives import Work
+from lightning_gradsched.runtime.compiler_watch import CompilerWatch
 from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
 from lightning_gradsched.runtime.module_hook import WeakHook
 from lightning_gradsched.runtime.recorder import Recorder
@@ -58,6 +59,7 @@ class OpenGroups:
         self._open: dict[Bucket, _OpenGroup] = {}
         self._has_failed = False  # a wait, whose error went to whoever looked
         self._recorder: Recorder | None = None  # of the step that left something open last
+        self._compiles = CompilerWatch(self.flush)
         self._handles = [
             owner.register_forward_pre_hook(_BeforeForward(self._about_to_run))
             for owner in module.modules()
@@ -72,9 +74,9 @@ class OpenGroups:
 
     def takes(self, bucket: Bucket) -> bool:
         """Whether it can be left open on this rank: who looks must find each of its gradients."""
-        return not (isinstance(bucket, SparseBucket) or bucket.lacks_members) and all(
-            type(slot.param) is nn.Parameter for slot in bucket.slots
-        )
+        return not (
+            isinstance(bucket, SparseBucket) or bucket.lacks_members or self._compiles.has_begun
+        ) and all(type(slot.param) is nn.Parameter for slot in bucket.slots)
 
     def leave(self, bucket: Bucket, recorder: Recorder | None) -> None:
         """``bucket`` has been launched, and its backward is about to end."""
@@ -115,6 +117,7 @@ class OpenGroups:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._compiles.detach()
 
     def pass_over(self, optimizer: Optimizer) -> list[tuple[dict[str, Any], list[Tensor]]]:
         """Take the open parameters out of ``optimizer``'s groups, and note that they are due.
@@ -178,7 +181,7 @@ class _BeforeForward(WeakHook):
     """Tells that a module is about to run."""
 
     def __call__(self, *args: Any) -> None:
-        # What a compiled graph reads has been looked at before it runs.
+        # Nothing is open where torch compiles.
         if not torch.compiler.is_compiling():
             super().__call__(*args)
 
@@ -225,9 +228,22 @@ def _bare_step(optimizer: Optimizer) -> None:
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """As in ``optimizer.step()``, whatever the forward or evaluation in which somebody looks."""
     with (
+        _not_compiling(),
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast(device.type, enabled=False),
         _disable_current_modes(),
     ):
         yield
+
+
+@contextmanager
+def _not_compiling() -> Iterator[None]:
+    """Optimizers compute in other ways in a graph, which is not what is made when a graph is."""
+    compiler: Any = torch.compiler
+    before = getattr(compiler, "_is_compiling_flag", False)
+    compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag = before

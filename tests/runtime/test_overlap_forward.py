@@ -512,6 +512,38 @@ def test_loss_scaling_looks_at_all_gradients_and_skips_on_all_ranks() -> None:
     assert run_ranks(2, scaled) == [True, True]
 
 
+def compiled(rank: int, how: str) -> tuple[bool, list[int]]:
+    """Compiled after two steps, with groups open, as a whole or in part."""
+    results, n_open = [], []
+    for is_ours in (True, False):
+        torch._dynamo.reset()
+        net, _ = nets()
+        run: Any = net
+        scheduler = engine(net) if is_ours else GradientScheduler(net)
+        optimizer = adam(net)
+        if is_ours:
+            scheduler.overlap(optimizer)
+        for step in range(4):
+            if step == 2 and how == "a block in place":
+                net.middle.compile(backend="eager")
+            elif step == 2:
+                run = torch.compile(net, backend="eager")
+            one_step(run, optimizer, rank, step)
+            if is_ours:
+                n_open.append(scheduler.n_open)
+        scheduler.detach()
+        results.append([p.detach().clone() for p in net.parameters()])
+    return all(torch.equal(p, q) for p, q in zip(*results, strict=True)), n_open
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["a block in place", "the module"])
+def test_where_torch_compiles_nothing_is_left_open(how: str) -> None:
+    for alike, n_open in run_ranks(2, compiled, how):
+        assert alike
+        assert n_open == [2, 2, 0, 0]
+
+
 def failing(rank: int) -> str:
     net, _ = nets()
     scheduler, optimizer = engine(net, stall_timeout_s=3.0), adam(net)
