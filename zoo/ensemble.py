@@ -105,7 +105,7 @@ def _finite(losses: Tensor) -> Tensor:
     bad = (~losses.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise NonFiniteError(
-            f"the losses of members {bad} ended as {losses[bad].tolist()}. Expected finite numbers; "
-            "next, lower the learning rate or the weight of their regularisation."
+            f"the losses of members {bad} ended as {losses[bad].tolist()}. Expected finite "
+            "numbers; next, lower the learning rate or the weight of their regularisation."
         )
     return losses

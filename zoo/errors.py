@@ -68,30 +68,31 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *_mendable()) as error:
+    except mendable() as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # Flushed before exit: the launcher of rank 0 may kill this process soon after.
-        print(_paragraph(error), file=sys.stderr, flush=True)
+        rank = os.environ.get("LOCAL_RANK")
+        prefix = "" if rank is None else f"[rank {rank}] "
+        print(f"{prefix}{paragraph(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 
-def _mendable() -> tuple[type[Exception], ...]:
+def mendable() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend, this project's and those of Hydra and Lightning."""
     # Imported here: processes that load data need the classes above, and none of these packages.
     from hydra.errors import InstantiationException
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
     from omegaconf.errors import OmegaConfBaseException
 
-    return MisconfigurationException, InstantiationException, OmegaConfBaseException
+    return UserError, MisconfigurationException, InstantiationException, OmegaConfBaseException
 
 
-def _paragraph(error: BaseException) -> str:
-    """`[rank 1] NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
+def paragraph(error: BaseException) -> str:
+    """`NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
     from hydra.errors import InstantiationException
 
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         location = str(error).rpartition("full_key: ")[2]
         error = type(error.__cause__)(f"in the configuration `{location}`: {error.__cause__}")
-    rank = os.environ.get("LOCAL_RANK")
-    prefix = "" if rank is None else f"[rank {rank}] "
-    return f"{prefix}{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"

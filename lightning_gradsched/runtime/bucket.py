@@ -174,6 +174,12 @@ class Bucket(Tally):
         sums = self.tail[len(self.slots) :].abs().tolist()
         return frozenset(signal for signal, total in zip(Signal, sums, strict=True) if total > 0)
 
+    def place_of(self, signal: Signal) -> Tensor:
+        """After the reduction: its sum over the ranks, [1], which the host need not know yet."""
+        self.receive()
+        index = len(self.slots) + signal
+        return self.tail[index : index + 1]
+
     @torch.no_grad()
     def void(self, from_piece: int = 0) -> None:
         """After ``fill``: send NaN, in the place of the gradients, the counts and the signals.

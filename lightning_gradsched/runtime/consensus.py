@@ -19,6 +19,8 @@ from lightning_gradsched.errors import ConsensusError, PlanError
 from lightning_gradsched.runtime.collectives import Collectives
 
 Result = TypeVar("Result")
+# What compares by itself; all else by its name.
+_PLAIN = (str, int, float, tuple, type(None))
 
 
 # Fields of the configuration that a rank may have for itself; all others decide what is sent.
@@ -31,7 +33,7 @@ def settings_to_agree(config: GradSchedConfig) -> dict[str, Any]:
     """Every field that must be the same on all ranks, by name; a function by its own name."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {
-        name: value if isinstance(value, (str, int, float, type(None))) else _name_of(value)
+        name: value if isinstance(value, _PLAIN) else _name_of(value)
         for name, value in values.items()
         if name not in LOCAL_SETTINGS
     }

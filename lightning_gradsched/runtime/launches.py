@@ -190,6 +190,12 @@ class Launches:
             bucket.in_flight = False
         self.give_up()  # a round that was opened and came to nothing
 
+    @property
+    def teller(self) -> Bucket:
+        """What carries the signals; there must be a plan."""
+        assert self._teller is not None
+        return self._teller
+
     def heard(self) -> frozenset[Signal]:
         """What some rank has signalled in the backward that was reduced last; alike on all.
 

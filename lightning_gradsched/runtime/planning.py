@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class Planning:
         self._params: Mapping[str, Tensor] = {}
         self._trial: PlanTrial | None = None
         self._decided: GroupPlan | None = None  # by measurement, for the next backward
+        self._restored: GroupPlan | None = None  # likewise, of a run before, without measurement
         self.plan: GroupPlan | None = None
         self.schedule: ReductionSchedule | None = None
         self.profiler: StepProfiler | None = None  # while steps are being measured
@@ -70,6 +72,7 @@ class Planning:
         self.close()
         self._params, self._sparse = dict(params), sparse
         self.profile, self._trial, self._decided, self.tried = None, None, None, ()
+        self._restored = None
         if self.network is not None:
             self.profiler = StepProfiler(self._module, params, self._clock)
 
@@ -83,6 +86,10 @@ class Planning:
         """The plan in force from now on; ``seen``: names in local ready order."""
         if self.profile is not None and self._decided is not None:
             profile, plan = self.profile, self._decided
+        elif self._restored is not None:
+            plan, self._restored = self._restored, None
+            profiles = _param_profiles(self._params, self._sparse)
+            profile = BackwardProfile(tuple(profiles[n] for group in plan.groups for n in group))
         else:
             order = consensus.agree_order(self._collectives, list(self._params), seen)
             profiles = _param_profiles(self._params, self._sparse)
@@ -104,6 +111,35 @@ class Planning:
     def bounds(self) -> Bounds | None:
         """The least that a step of what was measured can take; local, not collective."""
         return bounds(self.profile, self._cost) if self.profile is not None else None
+
+    def state(self) -> dict[str, Any] | None:
+        """The plan in force, for a later run; None while it is still being looked for."""
+        if self.plan is None or self.profiler is not None or self._trial is not None:
+            return None
+        profile = None if self.profile is None else self.profile.to_json()
+        return {
+            "settings": _deciding(self._config, self._collectives.world_size),
+            "planner": self.plan.planner,
+            "groups": [list(group) for group in self.plan.groups],
+            "launches": list(self.plan.launches),
+            "profile": profile,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Go on with the plan of ``state``; False where it is of other parameters or settings."""
+        params = _param_profiles(self._params, self._sparse)
+        groups = tuple(map(tuple, state["groups"]))
+        plan = GroupPlan(state["planner"], groups, tuple(state.get("launches", ())))
+        names = [name for group in plan.groups for name in group]
+        same = state["settings"] == _deciding(self._config, self._collectives.world_size)
+        if not same or sorted(names) != sorted(params):
+            return False
+        self.close()
+        if state["profile"] is None:
+            self._restored = plan
+        else:
+            self.profile, self._decided = BackwardProfile.from_json(state["profile"]), plan
+        return True
 
     def predicted(self) -> Timeline | None:
         """What the cost model expects of the plan in force; local, not collective."""
@@ -172,6 +208,14 @@ class Planning:
         if isinstance(planner, str):
             return planner_named(planner, group_nbytes=self._config.group_nbytes)
         return planner
+
+
+def _deciding(config: GradSchedConfig, world_size: int) -> str:
+    """What a plan depends on besides the parameters, to be compared."""
+    values = [config.planner_name, config.group_nbytes, config.reduce_dtype, world_size]
+    if config.overlap_forward:
+        values.append("overlap_forward")
+    return ", ".join(map(str, values))
 
 
 def _measures(config: GradSchedConfig, world_size: int) -> bool:

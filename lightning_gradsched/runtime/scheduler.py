@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_
 from lightning_gradsched.runtime.due_updates import OverlappedOptimizer
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
 from lightning_gradsched.runtime.launch_rule import LaunchRule
+from lightning_gradsched.runtime.notice import Notice
 from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
@@ -164,6 +165,11 @@ class GradientScheduler:
     def reduction(self) -> str:
         """How gradients are summed: ``"flat"`` or ``"hierarchical"``."""
         return self._planning.reduction.name
+
+    @property
+    def notice(self) -> Notice:
+        """By which any rank can tell all of something, in their next reduction."""
+        return self._step_end.notice
 
     @property
     def predicted(self) -> Timeline | None:
@@ -346,6 +352,26 @@ class GradientScheduler:
         """
         self._reducer.settle()
         consensus.check_batches(self._collectives, n_batches)
+
+    def plan_state(self) -> dict[str, Any] | None:
+        """The plan in force as plain values, for ``restore_plan`` of a later run; None without."""
+        return self._planning.state()
+
+    def restore_plan(self, state: Mapping[str, Any]) -> bool:
+        """Go on with a plan that ``plan_state`` gave, before the first backward.
+
+        False, and nothing is done, where it was made for other parameters, settings or ranks. All
+        ranks must give the same.
+        """
+        is_restored = self._planning.restore(state)
+        self._reducer.profiler = self._planning.profiler
+        return is_restored
+
+    def agree_on_notice(self) -> None:
+        """For steps without a reduction to tell it: one small all-reduce. Every rank must call."""
+        self._reducer.settle()
+        (given,) = self._collectives.max([int(self.notice.given)], "the ranks' notices")
+        self.notice.heard |= given > 0
 
     def batches_by_rank(self, n_batches: int | None) -> list[int | None]:
         """What each rank gave, by rank. Every rank must call it."""

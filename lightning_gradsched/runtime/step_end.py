@@ -12,6 +12,7 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.launch_rule import LaunchRule
+from lightning_gradsched.runtime.notice import Notice
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
@@ -44,6 +45,7 @@ class StepEnd:
         self._trainable = trainable
         self._records = records
         self._divisor = divisor
+        self.notice = Notice()
 
     def start(self) -> None:
         """Plan for all that is reduced; what was measured of less is forgotten."""
@@ -61,7 +63,12 @@ class StepEnd:
         """What this rank signals with the backward that runs; see [Note: signals]."""
         is_due = self._planning.is_due_next or self._rule.is_judged_next
         plans = Signal.PLANS if is_due else Signal.KEEPS
-        return (plans, Signal.UNFROZEN) if self._trainable.has_grown else (plans,)
+        said = {plans}
+        if self._trainable.has_grown:
+            said.add(Signal.UNFROZEN)
+        if self.notice.given:
+            said.add(Signal.NOTICE)
+        return said
 
     def follow(self) -> None:
         """After each reduction, on all ranks.
@@ -71,6 +78,10 @@ class StepEnd:
                 plan anew here and others do not.
         """
         heard = self._heard()
+        if self._collectives.on_cuda:
+            self.notice.reduced_on_device(self._launches.teller.place_of(Signal.NOTICE))
+        else:
+            self.notice.reduced(heard)
         if heard >= {Signal.PLANS, Signal.KEEPS}:
             consensus.raise_out_of_step(self._collectives, self._reducer.n_reduced)
         factor = self._collectives.world_size / (self._divisor() or self._collectives.world_size)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import ConsensusError
+from tests import measured
 from tests.parity.reference import average_gradients
 from tests.ranks import run_ranks
 
@@ -89,6 +90,7 @@ def test_a_layer_unfrozen_on_one_rank_is_named_on_all() -> None:
     for ways in run_ranks(2, unfreeze_each_way, (None, 1)):
         for way, (errors, right) in ways.items():
             assert (errors[0], len(right)) == ("", 1), way
+            measured.record(f"ConsensusError: {errors[1]}")
             for error in errors[1:]:  # and in each later step, until they agree
                 assert error.startswith(
                     "expected all ranks to unfreeze the same parameters before the same backward,"
@@ -173,5 +175,6 @@ def lose_count(rank: int) -> list[str]:
 def test_ranks_that_would_not_plan_after_the_same_backward_all_say_so() -> None:
     for errors in run_ranks(2, lose_count):
         assert errors[:5] == [""] * 5
+        measured.record(f"ConsensusError: {errors[5]}")
         assert errors[5].startswith("expected all ranks to plan anew after the same backward, got")
         assert "They have reduced 6 on rank 0, 6 on rank 1 backwards" in errors[5]

@@ -16,6 +16,7 @@ from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile
 from lightning_gradsched.runtime import collectives
 from lightning_gradsched.runtime.consensus import LOCAL_SETTINGS, settings_to_agree
+from tests import measured
 from tests.ranks import run_ranks
 
 
@@ -118,6 +119,7 @@ def count_of_reductions(rank: int, kind: str) -> tuple[str, int]:
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_an_unlike_rank_is_named_on_all(kind: str) -> None:
     for message, n_sent in run_ranks(2, count_of_reductions, kind):
+        measured.record(message)
         assert message.startswith("ConsensusError: the ranks h")
         assert UNLIKE[kind] in message
         assert n_sent == 0

@@ -10,7 +10,7 @@ from torch import nn
 def average_gradients(module: nn.Module, *, as_reals: bool = False) -> None:
     """Make every ``.grad`` the mean over ranks; None where it is None on all ranks.
 
-    ``as_reals``: divide complex ones as pairs of reals, so that an infinite one keeps its zero part.
+    ``as_reals``: divide complex ones as pairs of reals: an infinite one keeps its zero part.
     """
     for param in module.parameters():
         used = torch.tensor(int(param.grad is not None))

@@ -80,7 +80,7 @@ def test_an_unknown_kind_is_named() -> None:
 
 def test_zero_samples_are_named() -> None:
     data = DeconvolutionDataModule(Deconvolution(8), n_train=0)
-    with pytest.raises(TrainingDataError, match="Next, set data.n_train=1"):
+    with pytest.raises(TrainingDataError, match=r"Next, set data\.n_train=1"):
         data.samples("train")
 
 

@@ -123,12 +123,11 @@ class ThroughputMeter(Callback):
 
     def _read(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = _now_s(trainer) - self._began_s - self._paused_s
-        ours = torch.tensor([self._samples, seconds, self._peak_flop_per_s])
-        ours = ours.to(trainer.strategy.root_device)
-        samples, times, peaks = trainer.strategy.all_gather(ours).view(-1, 3).cpu().unbind(dim=1)
-        window = Window(
-            trainer.global_step, float(samples.sum()), float(times.max()), float(peaks.sum())
-        )
+        device, reduce = trainer.strategy.root_device, trainer.strategy.reduce
+        sums = torch.tensor([float(self._samples), self._peak_flop_per_s], device=device)
+        samples, peak_flop_per_s = reduce(sums, reduce_op="sum").tolist()
+        slowest_s = reduce(torch.tensor(seconds, device=device), reduce_op="max").item()
+        window = Window(trainer.global_step, samples, slowest_s, peak_flop_per_s)
         self.windows.append(window)
         rates = {f"throughput/{name}": rate for name, rate in self._rates(window).items()}
         pl_module.log_dict(rates, prog_bar=True, logger=False)

@@ -80,3 +80,8 @@ def _pool(split: str) -> Tensor:
     shuffled = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
     parts = dict(zip(_POOLS, shuffled.split(list(_POOLS.values())), strict=True))
     return parts[split]
+
+
+def as_images(vectors: Tensor) -> Tensor:
+    """[N, 64] -> [N, 8, 8]."""
+    return vectors.unflatten(1, (8, 8))

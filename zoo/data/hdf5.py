@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from zoo.data.manifest import Manifest, read_manifest
 from zoo.data.schema import Field, Schema
 from zoo.data.source import Source, open_source
-from zoo.errors import EmptySplitError
+from zoo.data.values import bad_sample, wrong_values
+from zoo.errors import DataFileError, EmptySplitError
 
 MAX_OPEN_FILES = 32
+_SUBSTITUTES_TRIED = 100
+_log = logging.getLogger(__name__)
 
 
 class OpenFiles:
@@ -71,6 +75,11 @@ class HDF5Samples:
             manifest's schema; all of it by default.
         indices: which samples, in this order; all by default. A split, or those that are not bad.
         max_open_files: handles a process.
+        on_bad: what to do where a sample cannot be read: `raise`, or `substitute` the next one that
+            can (a batch keeps its size, and the ranks' steps stay equal). What `verify` finds
+            before training is better left out for good: `zoo.data.verify.without_bad`.
+        check_values: treat NaN, infinities and labels out of range as samples that cannot be read;
+            costs a pass over each sample.
 
     Raises:
         EmptySplitError: there is no sample.
@@ -83,6 +92,8 @@ class HDF5Samples:
         fields: Schema | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         max_open_files: int = MAX_OPEN_FILES,
+        on_bad: Literal["raise", "substitute"] = "raise",
+        check_values: bool = False,
     ) -> None:
         self.root = Path(root)
         self.manifest = manifest
@@ -91,6 +102,8 @@ class HDF5Samples:
         self.indices = np.asarray(chosen, dtype=np.int64)
         self._first_samples = manifest.first_samples
         self._open = OpenFiles(max_open_files)
+        self.on_bad = on_bad
+        self.check_values = check_values
         if not len(self.indices):
             raise EmptySplitError(
                 f"no sample in {self.root}: {len(manifest.files)} files hold {manifest.n_samples} "
@@ -140,7 +153,30 @@ class HDF5Samples:
     def read_batch(self, indices: Sequence[int], buffers: Mapping[str, np.ndarray]) -> None:
         """Read samples into the rows of buffers as `shapes` describes them."""
         for row, index in enumerate(indices):
-            self.read_into(index, {name: buffer[row] for name, buffer in buffers.items()})
+            rows = {name: buffer[row] for name, buffer in buffers.items()}
+            try:
+                self._read_good(index, rows)
+            except DataFileError as error:
+                if self.on_bad == "raise":
+                    raise
+                self._substitute(index, rows, error)
+
+    def _read_good(self, index: int, rows: Mapping[str, np.ndarray]) -> None:
+        self.read_into(index, rows)
+        for name, row in rows.items() if self.check_values else ():
+            if (wrong := wrong_values(self.fields[name], row)) is not None:
+                path, sample = self.where(index)
+                raise bad_sample(path, sample, self.fields[name], wrong)
+
+    def _substitute(self, index: int, rows: Mapping[str, np.ndarray], error: DataFileError) -> None:
+        for step in range(1, min(len(self), _SUBSTITUTES_TRIED + 1)):
+            try:
+                self._read_good((index + step) % len(self), rows)
+            except DataFileError:
+                continue
+            _log.warning("sample %d stands for %d: %s", (index + step) % len(self), index, error)
+            return
+        raise error
 
     def as_tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Tensors that share the arrays' memory, channels in front of height and width."""

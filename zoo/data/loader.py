@@ -92,6 +92,8 @@ class Loader:
             )
         self.dataset = dataset
         self.sampler = batches
+        # Lightning asks for both, to see whether a validation is shuffled.
+        self.batch_sampler = None
         self.batch_size = batches.batch_size
         self.num_workers = num_workers
         self.prefetch = prefetch

@@ -24,7 +24,7 @@ def cholesky_factor(covariance: Tensor, name: str) -> Tensor:
     if smallest <= len(covariance) * torch.finfo(covariance.dtype).eps:
         raise TrainingDataError(
             f"{name} {list(covariance.shape)} is singular. Expected a positive definite "
-            f"covariance, got one whose Cholesky factor ends at leading minor {int(info) or len(covariance)}. "
+            f"covariance, got one whose leading minor {int(info) or len(covariance)} is not. "
             "Next, add a multiple of the identity to it, or randomise the data "
             "(model.randomization=0.1)."
         )

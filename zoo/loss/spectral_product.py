@@ -43,7 +43,7 @@ class SpectralProduct(nn.Module):
         if operator is not None and not operator.is_linear:
             raise PhysicsError(
                 f"{type(operator).__name__} is not linear: expected a linear operator for "
-                "||W_1 A||. Next, take the Jacobian's norm (loss=jacobian), or leave the operator out."
+                "||W_1 A||. Next, take the Jacobian (loss=jacobian), or leave the operator out."
             )
         self.register_buffer("weight", torch.tensor(float(weight)), persistent=False)
         self.operator = operator

@@ -42,8 +42,8 @@ class Diffraction(L.LightningModule):
     """Trains `net` to give the projected potential that a scanned beam was scattered by.
 
     Before training the means and standard deviations of the network's inputs, and of the potential,
-    are taken from the first `statistics_samples` of the training set, shared out over the ranks;
-    they are buffers, so they go with every checkpoint. The loss compares standardised potentials,
+    are taken from `statistics_samples` of the training set, shared out over the ranks; they are
+    buffers, so they go with every checkpoint. The loss compares standardised potentials,
     the scores those in the data's own units.
 
     Logs `train/loss` a step; `val/` and `test/` hold the means over samples of
@@ -156,10 +156,12 @@ class Diffraction(L.LightningModule):
     def _take_statistics(self, samples: Any) -> None:
         """Set both standardisations; all ranks must call it, and all get the same."""
         n_samples = min(len(samples), self.statistics_samples)
+        # Spread over the whole set, which may be sorted by material.
+        stride = len(samples) / max(n_samples, 1)
         inputs = torch.zeros(3, self.input.channels, dtype=torch.float64)
         outputs = torch.zeros(3, 1, dtype=torch.float64)
         for index in range(self.trainer.global_rank, n_samples, self.trainer.world_size):
-            sample = samples[index]
+            sample = samples[int(index * stride)]
             inputs += moments_of(self.input.laid_out(sample.cbed[None]))
             outputs += moments_of(sample.potential[None])
         self.input.standardisation.set_statistics(self._summed(inputs))

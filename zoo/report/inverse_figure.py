@@ -13,7 +13,7 @@ _DPI = 130
 
 
 def save_figure(path: Path, drawn: dict[str, Tensor], title: str) -> None:
-    """Draw each entry of `drawn`, [n, length] or [n, H, W], and write a PNG, whole or not at all."""
+    """Draw each entry of `drawn`, [n, length] or [n, H, W], into a PNG, whole or not at all."""
     first = next(iter(drawn.values()))
     draw = _draw_images if first.squeeze(1).ndim == 3 else _draw_curves
     figure = draw({name: values.squeeze(1) for name, values in drawn.items()})

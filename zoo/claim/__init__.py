@@ -1,0 +1,1 @@
+"""What papers claim, measured here: one file a claim, run by `python -m zoo.reproduce`."""
