@@ -35,7 +35,8 @@ class GroupInfo(NamedTuple):
 class GroupRow:
     """One group in one step; times in seconds since backward began.
 
-    ``exposed_s`` is the part of the group's own transfer that ran after backward had ended;
+    ``exposed_s`` is the part of the group's own transfer that ran after backward had ended, and
+    which no forward hid where reductions go on into it;
     ``waited_s`` the part of the transfer in which the last rank had not come to it yet. Of a
     straggler's row ``waited_for`` is that rank, None where ranks were not compared.
     """
@@ -196,7 +197,7 @@ def _rows(
         course = _course(queued[group.label], sent[group.label].start_s, own[group.label])
         reason = reason_of(
             course,
-            _exposed_s(own[group.label], backward_end_s),
+            _exposed_s(own[group.label], timeline),
             needed,
             backward_end_s=backward_end_s,
             is_latency_bound=cost is not None and is_latency_bound(group.nbytes, cost),
@@ -209,7 +210,7 @@ def _rows(
                 ready_s=course.ready_s,
                 launch_s=sent[group.label].start_s,
                 finish_s=own[group.label].end_s,
-                exposed_s=_exposed_s(own[group.label], backward_end_s),
+                exposed_s=_exposed_s(own[group.label], timeline),
                 reason=reason,
                 waited_s=max(0.0, course.transfer_s - needed.seconds),
                 waited_for=needed.rank if reason == STRAGGLER else None,
@@ -232,9 +233,8 @@ def _course(queue: Span, launch_s: float, transfer: Span) -> Course:
 
 def _expected(predicted: Timeline) -> dict[str, tuple[float, float]]:
     """Finish and exposed seconds of each group."""
-    end_s = _backward_end_s(predicted)
     return {
-        label: (transfer.end_s, _exposed_s(transfer, end_s))
+        label: (transfer.end_s, _exposed_s(transfer, predicted))
         for label, transfer in predicted.own_transfers().items()
     }
 
@@ -243,5 +243,13 @@ def _backward_end_s(timeline: Timeline) -> float:
     return max(s.end_s for s in timeline.spans if s.label == BACKWARD)
 
 
-def _exposed_s(transfer: Span, backward_end_s: float) -> float:
-    return max(0.0, transfer.end_s - max(transfer.start_s, backward_end_s))
+def _exposed_s(transfer: Span, timeline: Timeline) -> float:
+    """Its part after backward, but for what a next forward hides that belongs to the step."""
+    end_s = _backward_end_s(timeline)
+    begin_s = max(transfer.start_s, end_s)
+    hidden_s = sum(
+        max(0.0, min(span.end_s, transfer.end_s) - max(span.start_s, begin_s))
+        for span in timeline.spans
+        if span.label == BETWEEN and span.start_s >= end_s
+    )
+    return max(0.0, transfer.end_s - begin_s - hidden_s)

@@ -17,7 +17,7 @@ from lightning_gradsched.core.plan import (
     planner_named,
 )
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
-from lightning_gradsched.core.report import BETWEEN
+from lightning_gradsched.core.report import BETWEEN, GroupInfo, OverlapReport
 from lightning_gradsched.core.schedule import ReductionSchedule, lower, lower_into_forward
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import COMMUNICATION, Timeline
@@ -69,6 +69,17 @@ def test_a_forward_waits_where_it_first_uses_a_group() -> None:
     assert spans(timeline, BETWEEN) == [(5.0, 5.5), (6.0, 7.5)]
     assert timeline.extent_s() == 7.5
     assert timeline.exposed_s() == 1.5
+
+
+def test_a_report_calls_exposed_what_the_forward_waited_for() -> None:
+    plan = GroupPlan("test", (("head",), ("stem",)))
+    timeline = simulate(ReductionSchedule.parse("R0 R1 W0 | W1"), plan, two_layers(), ONE)
+    infos = [GroupInfo("0", ("head",), 4), GroupInfo("1", ("stem",), 1)]
+    report = OverlapReport.of([timeline], infos, bounds=bounds(two_layers(), ONE))
+    assert (report.step_s, report.compute_s, report.exposed_s) == (7.5, 6.0, 1.5)
+    # The head's last second ends backward; of the stem's, 5 to 6, the forward hides a half.
+    assert [row.exposed_s for row in report.rows] == [1.0, 0.5]
+    assert "no forward and backward take less than 6500.0 ms (this step: x 1.15)" in str(report)
 
 
 def test_pieces_let_what_is_urgent_through() -> None:
