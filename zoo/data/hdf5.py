@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.data.manifest import Manifest, read_manifest
 from zoo.data.schema import Field, Schema
+from zoo.data.slab import Shapes, nbytes_of
 from zoo.data.source import Source, open_source
 from zoo.data.values import bad_sample, wrong_values
 from zoo.errors import DataFileError, EmptySplitError
@@ -124,7 +125,7 @@ class HDF5Samples:
         """As read: only the chosen fields and channels."""
         return sum(nbytes_of(shape, dtype) for shape, dtype in self.shapes(1).values())
 
-    def shapes(self, n_samples: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def shapes(self, n_samples: int) -> Shapes:
         """Shape and dtype of the buffer for so many samples, by field."""
         return {
             name: ((n_samples, *field.read_shape), np.dtype(field.dtype))
@@ -199,10 +200,6 @@ class HDF5Samples:
     def close(self) -> None:
         """Close this process's files; the next read opens them again."""
         self._open.close()
-
-
-def nbytes_of(shape: Sequence[int], dtype: np.dtype) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
 def open_samples(root: Path, fields: Schema | None = None) -> HDF5Samples:

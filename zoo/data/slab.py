@@ -6,7 +6,7 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class Slab:
         base = np.frombuffer(self._map, np.uint8)
         arrays, start = {}, 0
         for name, (shape, dtype) in shapes.items():
-            nbytes = _nbytes(shape, dtype)
+            nbytes = nbytes_of(shape, dtype)
             arrays[name] = base[start : start + nbytes].view(dtype).reshape(shape)
             start = _aligned(start + nbytes)
         if on_release is not None:
@@ -66,7 +66,7 @@ class Slab:
 
 def nbytes_of_shapes(shapes: Shapes) -> int:
     """Bytes that a slab needs for these arrays."""
-    return sum(_aligned(_nbytes(shape, dtype)) for shape, dtype in shapes.values())
+    return sum(_aligned(nbytes_of(shape, dtype)) for shape, dtype in shapes.values())
 
 
 def _new_file(nbytes: int) -> int:
@@ -89,7 +89,8 @@ def _new_file(nbytes: int) -> int:
     return fd
 
 
-def _nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+def nbytes_of(shape: Sequence[int], dtype: np.dtype) -> int:
+    """Bytes of one array."""
     return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
