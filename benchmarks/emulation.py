@@ -82,8 +82,17 @@ class _Device:
         while (left_s := self._free_s - perf_counter()) > 0:
             sleep(left_s)
 
+    def waited(self) -> None:
+        """What it computes next could not begin before now: it has waited for the network."""
+        self._free_s = max(self._free_s, perf_counter())
+
 
 _DEVICE = _Device()
+
+
+def device_waited() -> None:
+    """In the midst of a forward, the device of this process has waited for the network."""
+    _DEVICE.waited()
 
 
 class EmulatedNet(nn.Sequential):

@@ -6,15 +6,16 @@ all, is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.emulation import device_waited
 from benchmarks.horovod_rival import horovod_optimizer, is_installed, reduce_after_backward
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 
@@ -24,11 +25,15 @@ MOST_PLANNING_STEPS = 50
 
 
 class Rival(NamedTuple):
-    """``step`` runs forward and backward; ``warm_up_steps`` of them belong to no measurement."""
+    """``step`` runs forward and backward; ``warm_up_steps`` of them belong to no measurement.
+
+    ``finish``: waits for what the last step has left under way.
+    """
 
     step: Callable[[], None]
     warm_up_steps: int
     scheduler: GradientScheduler | None = None
+    finish: Callable[[], None] = lambda: None
 
 
 Make = Callable[[nn.Module, Tensor], Rival]
@@ -80,6 +85,50 @@ def gradsched(planner: str) -> Make:
     return make
 
 
+class NoUpdate(torch.optim.Optimizer):
+    """Its step changes nothing, as the optimizer is left out: but it is what a group is due for."""
+
+    def __init__(self, params: Iterable[Tensor]) -> None:
+        super().__init__(params, {})
+
+    def step(self, closure: Any = None) -> None:
+        if closure is not None:
+            closure()
+
+
+def gradsched_forward(net: nn.Module, x: Tensor) -> Rival:
+    """This package, with reductions that go on into the next forward."""
+    config = GradSchedConfig(
+        overlap_forward=True, per_parameter_optimizers=("NoUpdate",), record_every_n_steps=5
+    )
+    scheduler = GradientScheduler(net, config)
+    _tell_the_device(scheduler)
+    optimizer = NoUpdate(net.parameters())
+    scheduler.overlap(optimizer)
+    step = _step(net, net, x)
+
+    def step_and_update() -> None:
+        step()
+        optimizer.step()
+
+    return Rival(step_and_update, MOST_PLANNING_STEPS, scheduler, scheduler.flush)
+
+
+def _tell_the_device(scheduler: GradientScheduler) -> None:
+    """An emulated device knows of no wait in the midst of a forward: it would compute meanwhile."""
+    open_groups = scheduler._launches.open_groups
+    assert open_groups is not None
+    wait = open_groups._wait
+
+    def wait_and_tell(work: Any, bucket: Any) -> None:
+        comes_late = not work.is_completed()
+        wait(work, bucket)
+        if comes_late:
+            device_waited()
+
+    open_groups._wait = wait_and_tell
+
+
 def horovod(net: nn.Module, x: Tensor) -> Rival:
     """Horovod's optimizer at its defaults: cycles of 1 ms, fusion up to 128 MiB."""
     optimizer = horovod_optimizer(net)
@@ -93,6 +142,7 @@ SWEEP: dict[str, Make] = {
 RIVALS: dict[str, Make] = {
     "alone": alone,
     "gradsched": gradsched("auto"),
+    "gradsched_forward": gradsched_forward,
     "ddp_default": ddp_default,
     **SWEEP,
     "fsdp2_replicate": fsdp2_replicate,

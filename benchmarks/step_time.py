@@ -27,13 +27,14 @@ from benchmarks.environment import describe_environment, write_json
 from benchmarks.rivals import RIVALS
 from benchmarks.step_time_picture import draw
 from benchmarks.step_time_rank import REAL_NETS, Cell
-from benchmarks.step_time_table import as_markdown, summarise
+from benchmarks.step_time_table import as_markdown, forward_markdown, summarise
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 FULL_RATIOS = (0.25, 0.5, 1.0, 2.0)
 SHORT_RATIOS = (1.0,)
 SHORT_RIVALS = ("alone", "gradsched", "ddp_default", "ddp_5MiB", "ddp_10MiB", "ddp_one_bucket")
+FORWARD = "gradsched_forward"
 CELL_TIMEOUT_S = 1800
 
 
@@ -64,6 +65,8 @@ def main() -> None:
         "cells": rows,
     }
     print(as_markdown(rows))
+    if forward := forward_markdown(rows):
+        print(f"\n{forward}")
     if args.output:
         write_json(args.output, result)
         draw(rows, args.output.with_suffix(".png"))
@@ -85,13 +88,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=40, help="most timed steps of each rival")
     parser.add_argument("--cell-s", type=float, help="seconds of timed steps in each cell")
     parser.add_argument("--rivals", nargs="+", choices=list(RIVALS), help="default: see --full")
+    parser.add_argument(
+        "--forward", action="store_true", help="also gradsched going on into the next forward"
+    )
     parser.add_argument("--output", type=Path, help="write the JSON here, and its picture (.png)")
     parser.add_argument("--work", type=Path, default=Path("outputs/step_time"))
     parser.add_argument("--resume", action="store_true", help="keep the cells finished in --work")
     args = parser.parse_args()
     args.ratios = args.ratios or (FULL_RATIOS if args.full else SHORT_RATIOS)
     args.cell_s = args.cell_s or (60 if args.full else 12)
-    args.rivals = args.rivals or (tuple(RIVALS) if args.full else SHORT_RIVALS)
+    every = tuple(name for name in RIVALS if name != FORWARD)
+    args.rivals = args.rivals or (every if args.full else SHORT_RIVALS)
+    if args.forward:
+        args.rivals = (*args.rivals, FORWARD)
     return args
 
 

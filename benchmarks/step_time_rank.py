@@ -28,6 +28,8 @@ from zoo.net.edsr import EDSR
 
 COMM_REPEATS = 5
 LEAST_ROUNDS = 5  # however long a step takes
+# Where a rival's steps go on into one another: so many in its turn, and the wait for the last.
+STEPS_A_TURN = 6
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,16 @@ def _measure(cell: Cell) -> dict[str, Any]:
         rivals[name] = RIVALS[name](_copy_of(net), x)
         set_up_s[name] = [perf_counter() - start_s, *_warm_up(rivals[name])]
     seconds = _in_turn(rivals, cell)
-    accounts = [_account(r.scheduler) for r in rivals.values() if r.scheduler is not None]
+    accounts = {n: _account(r.scheduler) for n, r in rivals.items() if r.scheduler is not None}
     return {
         "nbytes": nbytes,
         "n_params": len(list(net.parameters())),
         "comm_s": comm_s,
         "rivals": {name: _slowest(values) for name, values in seconds.items()},
         "set_up_s": set_up_s,
-        "gradsched": accounts[0] if accounts else None,
+        "steps_a_turn": _steps_a_turn(rivals),
+        "gradsched": accounts.get("gradsched"),
+        "gradsched_forward": accounts.get("gradsched_forward"),
     }
 
 
@@ -144,18 +148,35 @@ def _warm_up(rival: Rival) -> list[float]:
         seconds.append(perf_counter() - start_s)
     if rival.scheduler is not None:
         rival.step()  # lays out the buckets of the plan that was kept
+    rival.finish()
     return seconds
 
 
 def _in_turn(rivals: dict[str, Rival], cell: Cell) -> dict[str, list[float]]:
     """Seconds of each rival's step by round, for as many rounds as the cell's budget holds."""
+    n_steps = _steps_a_turn(rivals)
+    turns = {name: _turn(rival, n_steps) for name, rival in rivals.items()}
     start_s = perf_counter()
-    for rival in rivals.values():
-        rival.step()
+    for turn in turns.values():
+        turn()
     (round_s,) = _slowest([perf_counter() - start_s])
     n_rounds = min(max(int(cell.budget_s / round_s), LEAST_ROUNDS), cell.most_rounds)
     rounds = tqdm(range(n_rounds), desc="rounds", leave=False, disable=_no_bar())
-    return time_in_turn({name: rival.step for name, rival in rivals.items()}, rounds)
+    seconds = time_in_turn(turns, rounds)
+    return {name: [value / n_steps for value in values] for name, values in seconds.items()}
+
+
+def _steps_a_turn(rivals: dict[str, Rival]) -> int:
+    return STEPS_A_TURN if "gradsched_forward" in rivals else 1
+
+
+def _turn(rival: Rival, n_steps: int) -> Callable[[], None]:
+    def turn() -> None:
+        for _ in range(n_steps):
+            rival.step()
+        rival.finish()
+
+    return turn
 
 
 def _slowest(seconds: list[float]) -> list[float]:
@@ -173,6 +194,7 @@ def _account(scheduler: GradientScheduler) -> dict[str, Any]:
     return {
         "planner": scheduler.plan.planner,
         "groups": scheduler.plan.groups,
+        "launches": scheduler.plan.launches,
         "tried": [tried._asdict() for tried in scheduler.tried],
         "backward_profile": json.loads(scheduler.profile.to_json()),
         "network_profile": json.loads(scheduler.network.to_json()),

@@ -8,7 +8,9 @@ from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.rounds import ratio
+from lightning_gradsched.core.bound import bounds
 from lightning_gradsched.core.cost import CostModel, fit_all_reduce
+from lightning_gradsched.core.forward_overlap import step_s
 from lightning_gradsched.core.plan import GroupPlan, ddp, fixed_size, optimal, single
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
 from lightning_gradsched.core.schedule import lower
@@ -19,6 +21,11 @@ HEADER = (
     "| net | comm ÷ compute | best DDP | gradsched ÷ it | ÷ DDP's default | ÷ FSDP2 | ÷ Horovod"
     " | exposed, of DDP's best → gradsched | ÷ bound | measured ÷ predicted | ÷ best simulated |",
     "|---|---|---|---|---|---|---|---|---|---|---|",
+)
+FORWARD_HEADER = (
+    "| net | comm ÷ compute | groups in messages | step | ÷ cut bound | measured ÷ predicted"
+    " | best DDP | ÷ it | ÷ gradsched without |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -49,7 +56,61 @@ def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
         "n_groups": len(row["gradsched"]["groups"]),
         "planning": _planning(row["set_up_s"]["gradsched"], medians["gradsched"]),
         "rivals": rivals,
+        "forward": _forward(row, medians, seconds, best_ddp),
     }
+
+
+def _forward(
+    row: Mapping[str, Any],
+    medians: Mapping[str, float],
+    seconds: Mapping[str, Sequence[float]],
+    best_ddp: str,
+) -> dict[str, Any] | None:
+    """The mode that goes on into the next forward: beside its bound, the rivals and itself."""
+    account = row.get("gradsched_forward")
+    if account is None:
+        return None
+    profile = BackwardProfile.from_json(json.dumps(account["backward_profile"]))
+    cost = fit_all_reduce(NetworkProfile.from_json(json.dumps(account["network_profile"]))).model
+    plan = GroupPlan(
+        account["planner"], tuple(map(tuple, account["groups"])), tuple(account["launches"])
+    )
+    least = bounds(profile, cost)
+    ours = seconds["gradsched_forward"]
+    return {
+        "planner": plan.planner,
+        "n_groups": len(plan.groups),
+        "n_messages": len(plan.launch_order),
+        "cut_bound_s": least.step_s,
+        "backward_bound_s": least.backward_s,
+        "predicted_s": step_s(plan, profile, cost),
+        "ratio_to_cut_bound": medians["gradsched_forward"] / least.step_s,
+        "ratio_to_best_ddp": ratio(ours, seconds[best_ddp]),
+        "ratio_to_gradsched": ratio(ours, seconds["gradsched"]),
+    }
+
+
+def forward_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The mode that goes on into the next forward, of the cells that have it; else empty."""
+    with_it = [row for row in rows.values() if row["summary"]["forward"] is not None]
+    return "\n".join([*FORWARD_HEADER, *map(_forward_line, with_it)]) if with_it else ""
+
+
+def _forward_line(row: Mapping[str, Any]) -> str:
+    cell, forward = row["cell"], row["summary"]["forward"]
+    ours = row["summary"]["rivals"]["gradsched_forward"]
+    columns = [
+        cell["net"],
+        f"{cell['ratio']:g}",
+        f"{forward['n_groups']} in {forward['n_messages']}",
+        f"{ours['median_s'] * 1e3:.0f} ms",
+        f"{forward['ratio_to_cut_bound']:.3f}",
+        f"{ours['median_s'] / forward['predicted_s']:.3f}",
+        row["summary"]["best_ddp"].removeprefix("ddp_"),
+        _spread(forward["ratio_to_best_ddp"]),
+        _spread(forward["ratio_to_gradsched"]),
+    ]
+    return f"| {' | '.join(columns)} |"
 
 
 def as_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -63,6 +63,11 @@ class GradSchedConfig:
         reduction: how gradients are summed: ``"flat"`` (over all ranks at once), ``"hierarchical"``
             (inside each node, between nodes, inside again; gloo and parameters on the CPU only), or
             ``"auto"``: what the calibration finds faster, flat where nothing is measured.
+        overlap_forward: let the end of backward leave groups under way, for the next forward to
+            wait for where it uses them; then the optimizer updates their parameters. The same
+            update as without. Needs ``schedule="static"``; see ``docs/overlap-forward.md``.
+        per_parameter_optimizers: class names of optimizers of yours, for ``overlap_forward``, that
+            update each parameter from its own gradient alone, as those of torch that are known to.
         preflight: under torchrun and SLURM, have all ranks compare how they were started and what
             their nodes are before they form a process group; what is wrong is one report, and all
             ranks exit.
@@ -82,6 +87,8 @@ class GradSchedConfig:
     stall_timeout_s: float = 1800.0
     calibration_dir: str | None = None
     reduction: str = "auto"
+    overlap_forward: bool = False
+    per_parameter_optimizers: tuple[str, ...] = ()
     preflight: bool = True
     preempt_signals: tuple[str, ...] = ("SIGUSR1", "SIGTERM")
 
@@ -121,6 +128,12 @@ class GradSchedConfig:
         if self.reduction not in REDUCTION_CHOICES:
             raise ValueError(
                 f"reduction: expected one of {REDUCTION_CHOICES}, got {self.reduction!r}"
+            )
+
+        if self.overlap_forward and self.schedule != "static":
+            raise ValueError(
+                "overlap_forward: expected schedule='static', as the order into the forward is"
+                f" fixed beforehand, got schedule={self.schedule!r}"
             )
 
     @property

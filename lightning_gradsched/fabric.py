@@ -11,6 +11,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.strategy import _BackwardSyncControl
 from lightning.fabric.wrappers import _FabricModule, _unwrap_compiled
 from torch.nn import Module
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradsched import _registration
@@ -84,6 +85,16 @@ class GradSchedFabricStrategy(DDPStrategy):
         """Attach the engine. Unlike ``DDPStrategy``'s, it returns ``module`` itself."""
         self._schedulers[id(module)] = GradientScheduler(module, self.config)
         return module
+
+    @override
+    def setup_module_and_optimizers(
+        self, module: Module, optimizers: list[Optimizer], scheduler: Any = None
+    ) -> tuple[Module, list[Optimizer], Any]:
+        result = super().setup_module_and_optimizers(module, optimizers, scheduler)
+        if self.config.overlap_forward:
+            for optimizer in optimizers:
+                self._schedulers[id(module)].overlap(optimizer)
+        return result
 
     @classmethod
     @override

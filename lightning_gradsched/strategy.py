@@ -179,6 +179,13 @@ class GradSchedMixin(CheckpointMixin, _Base):
         self._register_ddp_hooks()
 
     @override
+    def setup_optimizers(self, trainer: Any) -> None:
+        super().setup_optimizers(trainer)
+        if self.config.overlap_forward and self._scheduler is not None:
+            for optimizer in self.optimizers:
+                self._scheduler.overlap(optimizer)
+
+    @override
     def _register_ddp_hooks(self) -> None:
         """Lightning does so on CUDA alone."""
         hook = self._ddp_comm_hook
@@ -273,6 +280,7 @@ class GradSchedMixin(CheckpointMixin, _Base):
 
     @override
     def on_validation_start(self) -> None:
+        self._flush()
         super().on_validation_start()
         module = self.lightning_module
         # DDP does so before the first batch of it.
@@ -297,12 +305,18 @@ class GradSchedMixin(CheckpointMixin, _Base):
 
     @override
     def on_train_end(self) -> None:
+        self._flush()
         super().on_train_end()
         self.finish_checkpoints()
         # Rank 0's word for all: the report compares the ranks, so either all take part or none.
         path: str | None = self.broadcast(self.config.trace_path)
         if path is not None:
             write_trace(self.scheduler, Path(path), is_writer=self.global_rank == 0)
+
+    def _flush(self) -> None:
+        """Not left to who looks first, so that an error comes on all ranks."""
+        if self._scheduler is not None:
+            self._scheduler.flush()
 
     @override
     def teardown(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradsched.core.bound import Bounds
 from lightning_gradsched.core.report import (
     GroupInfo,
     GroupRow,
@@ -95,12 +96,14 @@ def _group(label: str, names: Iterable[str], nbytes: int) -> GroupInfo:
 
 def _report(fields: Mapping[str, Any]) -> OverlapReport:
     predicted = fields["predicted"]
+    least = fields.get("bounds")  # later than the format
     return OverlapReport(
         n_steps=int(fields["n_steps"]),
         **_numbers(fields, "step_s", "compute_s", "comm_s", "exposed_s"),
         rows=tuple(map(_row, fields["rows"])),
         predicted=Prediction(**_numbers(predicted, *Prediction._fields)) if predicted else None,
         tried=tuple(map(_tried, fields["tried"])),
+        bounds=Bounds(**_numbers(least, *Bounds._fields)) if least else None,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from lightning_gradsched.core.cost import CostModel
+from lightning_gradsched.core.forward_overlap import forward_overlap, forward_plans, step_s
 from lightning_gradsched.core.plan import (
     GroupPlan,
     ddp,
@@ -15,7 +17,7 @@ from lightning_gradsched.core.plan import (
     single,
 )
 from lightning_gradsched.core.profile import BackwardProfile
-from lightning_gradsched.core.schedule import lower
+from lightning_gradsched.core.schedule import lower, lower_into_forward
 from lightning_gradsched.core.simulate import simulate
 
 MIB = 1 << 20
@@ -45,6 +47,32 @@ def candidates(profile: BackwardProfile, cost: CostModel, *, most: int) -> tuple
     own = next(candidate for candidate in ranked if candidate.plan.groups == plans[0].groups)
     others = [candidate for candidate in ranked if candidate is not own]
     return tuple(sorted([own, *others[: most - 1]], key=ranked.index))
+
+
+def forward_candidates(
+    profile: BackwardProfile, cost: CostModel, *, most: int
+) -> tuple[Candidate, ...]:
+    """As ``candidates``, of plans whose reductions go on into the next forward.
+
+    Besides DDP's groups: the best that is found, then those of unlike groups.
+    """
+    own = ddp(profile, cost)
+    ranked = sorted(forward_plans(profile, cost), key=partial(step_s, profile=profile, cost=cost))
+    unlike: dict[tuple[tuple[str, ...], ...], GroupPlan] = {}
+    for plan in (forward_overlap(profile, cost), *ranked):
+        unlike.setdefault(plan.groups, plan)
+    others = [plan for plan in unlike.values() if plan.groups != own.groups]
+    chosen = [*others[: most - 1], unlike.get(own.groups, own)]
+    return tuple(
+        sorted(
+            (Candidate(plan, _exposed_into_forward_s(plan, profile, cost)) for plan in chosen),
+            key=lambda candidate: (candidate.exposed_s, len(candidate.plan.launch_order)),
+        )
+    )
+
+
+def _exposed_into_forward_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
+    return simulate(lower_into_forward(plan, profile), plan, profile, cost).exposed_s()
 
 
 def _exposed_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:

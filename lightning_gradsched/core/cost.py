@@ -59,6 +59,24 @@ class Interpolated:
         return seconds if isinstance(nbytes, np.ndarray) else float(seconds)
 
 
+def least_all_reduce_s(cost: CostModel, nbytes: Any) -> Any:
+    """The least that so many bytes take, in however many messages; 0 for none.
+
+    As many bytes a second as at the best size up to theirs. Of a model whose latency does not fall
+    with size that is one message; joined up points may have a better size in between.
+
+    >>> least_all_reduce_s(AlphaBeta(alpha_s=2.0, beta_s_per_byte=1.0), np.array([0.0, 8.0]))
+    array([ 0., 10.])
+    >>> float(least_all_reduce_s(Interpolated((4.0, 8.0), (1.0, 10.0)), np.array([8.0]))[0])
+    2.0
+    """
+    nbytes = np.asarray(nbytes, dtype=float)
+    rate = np.array(cost.all_reduce_s(np.maximum(nbytes, 1.0))) / np.maximum(nbytes, 1.0)
+    for size in cost.nbytes if isinstance(cost, Interpolated) else ():
+        rate = np.where(nbytes >= size, np.minimum(rate, cost.all_reduce_s(size) / size), rate)
+    return np.where(nbytes > 0, rate * nbytes, 0.0)
+
+
 class Fit(NamedTuple):
     """``model``, and how far the best line is from the median at its worst size, as a share of it.
 

@@ -31,10 +31,28 @@ PLANNER_NAMES = (*UNMEASURED_PLANNERS, *MEASURED_PLANNERS)
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """Groups of qualified parameter names, in launch order; ``planner`` says who decided."""
+    """Groups of qualified parameter names, in launch order; ``planner`` says who decided.
+
+    ``launches``: another launch order of the groups, by their numbers; a group that it names k
+    times travels in k pieces alike. Empty: each group once, in order.
+
+    >>> GroupPlan("halves", (("a",), ("b", "c"))).launch_order
+    (0, 1)
+    >>> GroupPlan("halves", (("a",), ("b", "c")), launches=(1, 0, 1)).n_pieces(1)
+    2
+    """
 
     planner: str
     groups: tuple[tuple[str, ...], ...]
+    launches: tuple[int, ...] = ()
+
+    @property
+    def launch_order(self) -> tuple[int, ...]:
+        """The number of each group, once for each of its pieces."""
+        return self.launches or tuple(range(len(self.groups)))
+
+    def n_pieces(self, group: int) -> int:
+        return self.launch_order.count(group)
 
 
 Planner = Callable[[BackwardProfile, CostModel], GroupPlan]
@@ -100,7 +118,10 @@ def planner_named(name: str, *, group_nbytes: int) -> Planner:
 
 
 def check_plan(plan: GroupPlan, profile: BackwardProfile) -> None:
-    """Raise ``PlanError`` unless each parameter is in one group, of one dtype and device."""
+    """Raise ``PlanError`` unless each parameter is in one group, of one dtype and device.
+
+    And unless the launch order names each group.
+    """
     planned = Counter(chain.from_iterable(plan.groups))
     expected = {p.name for p in profile.params}
     _refuse(plan, "lacks", expected - planned.keys())
@@ -113,6 +134,11 @@ def check_plan(plan: GroupPlan, profile: BackwardProfile) -> None:
                 f"plan {plan.planner!r}: group {number} must hold one dtype and device,"
                 f" got {[(name, *kind[name]) for name in group]}"
             )
+    if set(plan.launch_order) != set(range(len(plan.groups))):
+        raise PlanError(
+            f"plan {plan.planner!r}: expected launches of groups 0 to {len(plan.groups) - 1}, each"
+            f" once or more, got {plan.launches}"
+        )
 
 
 def _refuse(plan: GroupPlan, fault: str, names: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from lightning_gradsched.core.bound import Bounds
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.reasons import (
     STRAGGLER,
@@ -34,7 +35,8 @@ class GroupInfo(NamedTuple):
 class GroupRow:
     """One group in one step; times in seconds since backward began.
 
-    ``exposed_s`` is the part of the group's own transfer that ran after backward had ended;
+    ``exposed_s`` is the part of the group's own transfer that ran after backward had ended, and
+    which no forward hid where reductions go on into it;
     ``waited_s`` the part of the transfer in which the last rank had not come to it yet. Of a
     straggler's row ``waited_for`` is that rank, None where ranks were not compared.
     """
@@ -87,7 +89,8 @@ class OverlapReport:
     ``step_s`` runs from the end of one reduction to the end of the next, so it holds the optimizer,
     the data loader and the forward pass too; ``compute_s`` is ``step_s`` without the exposed wait.
     ``predicted`` is None where nothing was measured to predict from, ``tried`` empty where no plans
-    were tried on the job.
+    were tried on the job. ``bounds``: the least that a forward and a backward take, see
+    ``core/bound.py``; None where nothing was measured to say.
     """
 
     n_steps: int
@@ -98,6 +101,7 @@ class OverlapReport:
     rows: tuple[GroupRow, ...]
     predicted: Prediction | None = None
     tried: tuple[TriedPlan, ...] = ()
+    bounds: Bounds | None = None
 
     @property
     def overlap(self) -> float:
@@ -119,6 +123,7 @@ class OverlapReport:
         cost: CostModel | None = None,
         fastest: Sequence[Sequence[Fastest]] | None = None,
         tried: Sequence[TriedPlan] = (),
+        bounds: Bounds | None = None,
     ) -> OverlapReport:
         """Sum up measured steps. ``groups`` in launch order. Needs at least one timeline.
 
@@ -128,9 +133,10 @@ class OverlapReport:
             fastest: the shortest transfer over the ranks, for each timeline of each group. Where
                 None, this rank's shortest of all recorded steps stands for it.
             tried: the plans that were tried on the job.
+            bounds: of the profile and the cost model in force.
         """
         number = typical_step(timelines)
-        step_s = median(map(_extent_s, timelines))
+        step_s = median(map(Timeline.extent_s, timelines))
         exposed_s = median(map(Timeline.exposed_s, timelines))
         needed = fastest[number] if fastest is not None else _fastest_of(timelines, groups)
         return cls(
@@ -142,6 +148,7 @@ class OverlapReport:
             rows=_rows(timelines[number], groups, needed, predicted, cost),
             predicted=_prediction(predicted) if predicted is not None else None,
             tried=tuple(tried),
+            bounds=bounds,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +157,7 @@ class OverlapReport:
             **asdict(self),
             "predicted": self.predicted._asdict() if self.predicted is not None else None,
             "tried": [plan._asdict() for plan in self.tried],
+            "bounds": self.bounds._asdict() if self.bounds is not None else None,
             "overlap": self.overlap,
         }
 
@@ -164,11 +172,7 @@ def typical_step(timelines: Sequence[Timeline]) -> int:
 
 
 def _prediction(timeline: Timeline) -> Prediction:
-    return Prediction(_extent_s(timeline), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
-
-
-def _extent_s(timeline: Timeline) -> float:
-    return max(s.end_s for s in timeline.spans) - min(s.start_s for s in timeline.spans)
+    return Prediction(timeline.extent_s(), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
 
 
 def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
@@ -193,7 +197,7 @@ def _rows(
         course = _course(queued[group.label], sent[group.label].start_s, own[group.label])
         reason = reason_of(
             course,
-            _exposed_s(own[group.label], backward_end_s),
+            _exposed_s(own[group.label], timeline),
             needed,
             backward_end_s=backward_end_s,
             is_latency_bound=cost is not None and is_latency_bound(group.nbytes, cost),
@@ -206,7 +210,7 @@ def _rows(
                 ready_s=course.ready_s,
                 launch_s=sent[group.label].start_s,
                 finish_s=own[group.label].end_s,
-                exposed_s=_exposed_s(own[group.label], backward_end_s),
+                exposed_s=_exposed_s(own[group.label], timeline),
                 reason=reason,
                 waited_s=max(0.0, course.transfer_s - needed.seconds),
                 waited_for=needed.rank if reason == STRAGGLER else None,
@@ -229,9 +233,8 @@ def _course(queue: Span, launch_s: float, transfer: Span) -> Course:
 
 def _expected(predicted: Timeline) -> dict[str, tuple[float, float]]:
     """Finish and exposed seconds of each group."""
-    end_s = _backward_end_s(predicted)
     return {
-        label: (transfer.end_s, _exposed_s(transfer, end_s))
+        label: (transfer.end_s, _exposed_s(transfer, predicted))
         for label, transfer in predicted.own_transfers().items()
     }
 
@@ -240,5 +243,13 @@ def _backward_end_s(timeline: Timeline) -> float:
     return max(s.end_s for s in timeline.spans if s.label == BACKWARD)
 
 
-def _exposed_s(transfer: Span, backward_end_s: float) -> float:
-    return max(0.0, transfer.end_s - max(transfer.start_s, backward_end_s))
+def _exposed_s(transfer: Span, timeline: Timeline) -> float:
+    """Its part after backward, but for what a next forward hides that belongs to the step."""
+    end_s = _backward_end_s(timeline)
+    begin_s = max(transfer.start_s, end_s)
+    hidden_s = sum(
+        max(0.0, min(span.end_s, transfer.end_s) - max(span.start_s, begin_s))
+        for span in timeline.spans
+        if span.label == BETWEEN and span.start_s >= end_s
+    )
+    return max(0.0, transfer.end_s - begin_s - hidden_s)

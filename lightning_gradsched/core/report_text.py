@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_gradsched.core.bound import Bounds
     from lightning_gradsched.core.report import GroupRow, OverlapReport, Prediction, TriedPlan
 
 
@@ -15,6 +16,8 @@ def text_of(report: OverlapReport) -> str:
     lines = [_head(report)]
     if report.predicted is not None:
         lines.append(_predicted(report.predicted))
+    if report.bounds is not None:
+        lines.append(_bounds(report.step_s, report.bounds))
     lines.append(_header(has_prediction))
     lines.extend(_line(row, has_prediction) for row in report.rows)
     lines.extend(tried_lines(report.tried))
@@ -36,6 +39,14 @@ def _predicted(predicted: Prediction) -> str:
         f"predicted {predicted.step_s * 1e3:.1f} ms = forward and backward {compute_s * 1e3:.1f}"
         f" + exposed communication {predicted.exposed_s * 1e3:.1f}"
         f"   (communication {predicted.comm_s * 1e3:.1f} ms)"
+    )
+
+
+def _bounds(step_s: float, bounds: Bounds) -> str:
+    return (
+        f"no forward and backward take less than {bounds.step_s * 1e3:.1f} ms (this step:"
+        f" x {step_s / bounds.step_s:.2f}), nor, where reductions end with backward, than"
+        f" {bounds.backward_s * 1e3:.1f} ms (x {step_s / bounds.backward_s:.2f})"
     )
 
 

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from typing import Literal, NamedTuple
 
 from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.profile import BackwardProfile
 from lightning_gradsched.errors import PlanError
 
 # Who decides when a group's turn has come: the plan; the ranks while backward runs; or whichever
@@ -17,7 +18,7 @@ SCHEDULE_CHOICES = ("static", "negotiated", "auto")
 
 
 class Action(NamedTuple):
-    """``R3``: launch the reduction of group 3. ``W3``: wait for it."""
+    """``R3``: launch the reduction of group 3, or its next piece. ``W3``: wait for all of it."""
 
     kind: Literal["R", "W"]
     group: int
@@ -28,23 +29,34 @@ class Action(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReductionSchedule:
-    """Actions of one backward: launches while it runs, waits when it has ended.
+    """Actions of one backward, and what is left for the next forward.
+
+    ``backward``: launches while it runs, waits when it has ended. A group that is launched k times
+    travels in k pieces. ``forward``: the groups whose means the next forward waits for, each before
+    it first uses one of their parameters.
 
     >>> schedule = ReductionSchedule.parse("R0 R1 W0 W1")
     >>> schedule.launches
     (0, 1)
     >>> str(schedule)
     'R0 R1 W0 W1'
+    >>> ReductionSchedule.parse("R0 R1 R2 R1 W0 | W2 W1").left_open
+    (2, 1)
     """
 
     backward: tuple[Action, ...]
+    forward: tuple[Action, ...] = ()
 
     def __post_init__(self) -> None:
-        launches, waits = self._groups("R"), self._groups("W")
-        if sorted(launches) != list(range(len(launches))) or sorted(launches) != sorted(waits):
-            raise PlanError(f"expected one R and one W for each of groups 0, 1, …; got {self}")
-        for group in launches:
-            if self.backward.index(Action("W", group)) < self.backward.index(Action("R", group)):
+        if any(action.kind != "W" for action in self.forward):
+            raise PlanError(f"expected nothing but waits in the next forward, got {self}")
+        launches, waits = self.launches, sorted((*self.waits, *self.left_open))
+        if waits != list(range(len(waits))) or set(launches) != set(waits):
+            raise PlanError(
+                f"expected at least one R and one W for each of groups 0, 1, …; got {self}"
+            )
+        for group in self.waits:
+            if Action("R", group) in self.backward[self.backward.index(Action("W", group)) :]:
                 raise PlanError(f"expected R{group} before W{group}, got {self}")
 
     def _groups(self, kind: str) -> tuple[int, ...]:
@@ -52,21 +64,40 @@ class ReductionSchedule:
 
     @property
     def launches(self) -> tuple[int, ...]:
-        """Groups in the order in which every rank launches them."""
+        """Groups in the order in which every rank launches them, once for each piece."""
         return self._groups("R")
 
     @property
+    def order(self) -> tuple[int, ...]:
+        """Each group once, in the order in which they are launched first."""
+        return tuple(dict.fromkeys(self.launches))
+
+    @property
     def waits(self) -> tuple[int, ...]:
-        """Groups in the order in which they are waited for."""
+        """Groups in the order in which the end of backward waits for them."""
         return self._groups("W")
 
+    @property
+    def left_open(self) -> tuple[int, ...]:
+        """Groups that the next forward waits for, in the order in which it is to need them."""
+        return tuple(action.group for action in self.forward)
+
+    @property
+    def teller(self) -> int:
+        """The group that carries what ranks tell one another: the last that backward waits for."""
+        return self.waits[-1] if self.forward else self.launches[-1]
+
     def __str__(self) -> str:
-        return " ".join(map(str, self.backward))
+        phases = [self.backward, self.forward] if self.forward else [self.backward]
+        return " | ".join(" ".join(map(str, actions)) for actions in phases)
 
     @classmethod
     def parse(cls, text: str) -> ReductionSchedule:
         """Read what ``str`` prints. Raises ``PlanError`` at the first word that is no action."""
-        return cls(tuple(map(_parse_action, text.split())))
+        backward, _, forward = text.partition("|")
+        return cls(
+            tuple(map(_parse_action, backward.split())), tuple(map(_parse_action, forward.split()))
+        )
 
 
 def _parse_action(word: str) -> Action:
@@ -78,9 +109,28 @@ def _parse_action(word: str) -> Action:
 
 def lower(plan: GroupPlan) -> ReductionSchedule:
     """Launch the groups in the plan's order, wait for all of them, in that order, at the end."""
-    groups = range(len(plan.groups))
+    launches = [Action("R", group) for group in plan.launch_order]
+    waits = [Action("W", group) for group in dict.fromkeys(plan.launch_order)]
+    return ReductionSchedule((*launches, *waits))
+
+
+def lower_into_forward(plan: GroupPlan, profile: BackwardProfile) -> ReductionSchedule:
+    """Launch in the plan's order; leave all but one group to the next forward.
+
+    The end of backward waits for the group that is launched completely first: it carries what
+    ranks tell one another. The waits of the forward are in the order of its first uses.
+    """
+    order = plan.launch_order
+    if not order:
+        return lower(plan)
+    last = {group: turn for turn, group in enumerate(order)}
+    first = min(last, key=last.__getitem__)
+    needed_s = {param.name: param.needed_s for param in profile.params}
+    rest = [group for group in dict.fromkeys(order) if group != first]
+    rest.sort(key=lambda group: min(needed_s[name] for name in plan.groups[group]))
     return ReductionSchedule(
-        (*(Action("R", group) for group in groups), *(Action("W", group) for group in groups))
+        (*(Action("R", group) for group in order), Action("W", first)),
+        tuple(Action("W", group) for group in rest),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.plan import GroupPlan, check_plan
@@ -19,7 +20,11 @@ def simulate(
     """One rank's step when every rank is as fast as ``profile`` and transfers take turns.
 
     A group is launched when its turn comes: the last of its gradients is ready and every group
-    before it in the schedule is launched. Its transfer begins when the link is free as well. Spans
+    before it in the schedule is launched. Its transfer begins when the link is free as well. Where
+    the schedule leaves groups to the next forward, the timeline goes on to the end of that forward,
+    which stands still while it waits, and no forward comes before its backward. The update of
+    parameters and what else is between backward and forward takes no time. As a forward waits for
+    all that it uses, the link is free when the next backward begins: one step tells of all. Spans
     are the recorder's: the queue's goes on until the launch, that of the communication from the
     launch to the end, so a wait for the link is part of it, as it is where a library queues it.
 
@@ -40,30 +45,57 @@ def simulate(
     3.0
     """
     check_plan(plan, profile)
-    if len(schedule.launches) != len(plan.groups):
+    if len(schedule.order) != len(plan.groups):
         raise PlanError(
             f"expected a schedule of the {len(plan.groups)} groups of plan {plan.planner!r},"
-            f" got one of {len(schedule.launches)}: lower this plan"
+            f" got one of {len(schedule.order)}: lower this plan"
         )
-    return Timeline(
-        (
-            Span(COMPUTE, BETWEEN, -profile.forward_s, 0.0),
-            Span(COMPUTE, BACKWARD, 0.0, profile.backward_s),
-            *_transfers(schedule, plan, profile, cost),
-        )
-    )
+    transfers = tuple(_transfers(schedule, plan, profile, cost))
+    backward = Span(COMPUTE, BACKWARD, 0.0, profile.backward_s)
+    if schedule.forward:
+        return Timeline((backward, *_forward(schedule, plan, profile, transfers), *transfers))
+    return Timeline((Span(COMPUTE, BETWEEN, -profile.forward_s, 0.0), backward, *transfers))
 
 
 def _transfers(
     schedule: ReductionSchedule, plan: GroupPlan, profile: BackwardProfile, cost: CostModel
 ) -> Iterator[Span]:
+    """A group that travels in pieces is under way from the launch of the first."""
     of_name = {param.name: param for param in profile.params}
+    n_pieces = Counter(schedule.launches)
+    left = Counter(n_pieces)
+    ready_s: dict[int, float] = {}
+    began_s: dict[int, float] = {}
     launch_s = link_free_s = 0.0
     for number in schedule.launches:
         members = [of_name[name] for name in plan.groups[number]]
-        ready_s = max(member.ready_s for member in members)
-        launch_s = max(ready_s, launch_s)
-        seconds = float(cost.all_reduce_s(sum(member.nbytes for member in members)))
-        link_free_s = max(launch_s, link_free_s) + seconds
-        yield Span(QUEUE, str(number), ready_s, launch_s)
-        yield Span(COMMUNICATION, str(number), launch_s, link_free_s)
+        ready_s[number] = max(member.ready_s for member in members)
+        launch_s = max(ready_s[number], launch_s)
+        began_s.setdefault(number, launch_s)
+        nbytes = sum(member.nbytes for member in members) / n_pieces[number]
+        link_free_s = max(launch_s, link_free_s) + float(cost.all_reduce_s(nbytes))
+        left[number] -= 1
+        if left[number] == 0:
+            yield Span(QUEUE, str(number), ready_s[number], began_s[number])
+            yield Span(COMMUNICATION, str(number), began_s[number], link_free_s)
+
+
+def _forward(
+    schedule: ReductionSchedule,
+    plan: GroupPlan,
+    profile: BackwardProfile,
+    transfers: Sequence[Span],
+) -> Iterator[Span]:
+    """Its compute, in parts: between them it waits for a group whose parameters come next."""
+    finish_s = {span.label: span.end_s for span in transfers if span.track == COMMUNICATION}
+    needed_s = {param.name: param.needed_s for param in profile.params}
+    began_s = max(profile.backward_s, *(finish_s[str(group)] for group in schedule.waits))
+    done_s = 0.0  # of its compute
+    for group in schedule.left_open:
+        use_s = min(needed_s[name] for name in plan.groups[group])
+        reached_s = began_s + max(0.0, use_s - done_s)
+        if finish_s[str(group)] > reached_s:
+            if reached_s > began_s:
+                yield Span(COMPUTE, BETWEEN, began_s, reached_s)
+            began_s, done_s = finish_s[str(group)], max(done_s, use_s)
+    yield Span(COMPUTE, BETWEEN, began_s, began_s + max(0.0, profile.forward_s - done_s))

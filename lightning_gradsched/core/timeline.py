@@ -34,6 +34,10 @@ class Timeline:
         """Seconds in which at least one span of ``track`` is going on."""
         return _length(self._intervals(track))
 
+    def extent_s(self) -> float:
+        """Seconds from the first of its spans to the end of the last."""
+        return max(s.end_s for s in self.spans) - min(s.start_s for s in self.spans)
+
     def exposed_s(self) -> float:
         """Seconds of communication that no computation hides.
 

@@ -23,6 +23,11 @@ class NanWatch:
         self._watchdog = watchdog
         self._local: dict[int, list[str]] = {}  # by group, in the running backward
 
+    @staticmethod
+    def is_on() -> bool:
+        """Whether there is anything to look for."""
+        return _is_on()
+
     def look_before(self, bucket: Bucket) -> None:
         """Note which members of the filled ``bucket`` are not finite on this rank."""
         if not _is_on():

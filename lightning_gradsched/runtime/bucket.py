@@ -96,6 +96,7 @@ class Bucket(Tally):
     slots: Sequence[Slot]
     counts_apart: bool = False
     n_signals: int = 0
+    n_pieces: int = 1  # in which it travels
     in_flight: bool = False
     # Kept until the next one, or the end of gloo's threads: they let go of a work after its waiter
     # has gone on, and the last to let go needs the interpreter. If that is ending, the process
@@ -169,21 +170,30 @@ class Bucket(Tally):
     @torch.no_grad()
     def signals(self) -> frozenset[Signal]:
         """After the reduction: what any rank has signalled; nothing where a rank sent NaN."""
-        self._receive()
+        self.receive()
         sums = self.tail[len(self.slots) :].abs().tolist()
         return frozenset(signal for signal, total in zip(Signal, sums, strict=True) if total > 0)
 
     def place_of(self, signal: Signal) -> Tensor:
         """After the reduction: its sum over the ranks, [1], which the host need not know yet."""
-        self._receive()
+        self.receive()
         index = len(self.slots) + signal
         return self.tail[index : index + 1]
 
     @torch.no_grad()
-    def void(self) -> None:
-        """After ``fill``: send NaN, in the place of the gradients, the counts and the signals."""
-        self.flat.mul_(nan)
+    def void(self, from_piece: int = 0) -> None:
+        """After ``fill``: send NaN, in the place of the gradients, the counts and the signals.
+
+        ``from_piece``: those before have been sent.
+        """
+        unsent = self.flat[self.piece(from_piece).start :] if from_piece else self.flat
+        unsent.mul_(nan)
         self.tail.mul_(nan)
+
+    def piece(self, number: int) -> slice:
+        """Its elements in ``flat``; of the last piece, the counts and signals too."""
+        n = self.flat.numel()
+        return slice(n * number // self.n_pieces, n * (number + 1) // self.n_pieces)
 
     def _find_absent(self) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
@@ -229,13 +239,20 @@ class Bucket(Tally):
             )
         torch._foreach_copy_(views, grads)
 
+    @property
+    def lacks_members(self) -> bool:
+        """Whether some member had no gradient on this rank when it was filled."""
+        return bool(self._absent)
+
     @torch.no_grad()
     def publish(self) -> None:
         """Make ``.grad`` of each member that any rank used the view of the reduced buffer."""
-        self._receive()
+        self.receive()
         self._point_to_views(self._unused_everywhere() if self._absent else ())
 
-    def _receive(self) -> None:
+    @torch.no_grad()
+    def receive(self) -> None:
+        """Have the views hold the mean, once its work has been waited for."""
         if self.result is not None:
             self._take(self.result)
             self.result = None

@@ -95,7 +95,7 @@ class HookTransport:
         self._waiting: deque[HookWork] = deque()
         self._running: HookWork | None = None
 
-    def send(self, bucket: Bucket, *, is_last: bool) -> HookWork:
+    def send(self, bucket: Bucket, *, is_last: bool, piece: int = 0) -> HookWork:
         names = tuple(slot.name for slot in bucket.slots)
         index = self._index_of.setdefault(names, len(self._index_of))
         # An alias: a hook may resize it.

@@ -92,7 +92,8 @@ def check_batches(collectives: Collectives, n_batches: float) -> None:
 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    _check_same(collectives, [plan.planner, plan.groups], "the plan", _explain_plan)
+    value = [plan.planner, plan.groups, plan.launches]
+    _check_same(collectives, value, "the plan", _explain_plan)
 
 
 def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Result]) -> Result:
@@ -250,9 +251,10 @@ def _describe(table: list[list[Any]], index: int) -> str:
 
 
 def _explain_plan(ranks: Unlike) -> str:
-    (ours, groups), (theirs, other_groups) = ranks.has, ranks.other_has
+    (ours, groups, launches), (theirs, other_groups, other_launches) = ranks.has, ranks.other_has
     pairs = zip_longest(groups, other_groups)
-    first = next((f"{a} against {b}" for a, b in pairs if a != b), "their name")
+    rest = "their name" if launches == other_launches else "the order of their launches"
+    first = next((f"{a} against {b}" for a, b in pairs if a != b), rest)
     return (
         f"the ranks made different plans: rank {ranks.first} has {ours!r} of {len(groups)} groups,"
         f" rank {ranks.other} has {theirs!r} of {len(other_groups)}; the first that differs"

@@ -7,7 +7,8 @@ thread launches it when all ranks have it (see runtime/readiness.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -18,10 +19,11 @@ from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.bucket import Bucket, Slot, SparseBucket
 from lightning_gradsched.runtime.collectives import AllReduce, Work
 from lightning_gradsched.runtime.fill_order import FillOrderWatch
+from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Recorder
 from lightning_gradsched.runtime.signals import N_SIGNALS, Signal
-from lightning_gradsched.runtime.transport import AllReduceTransport, Transport
+from lightning_gradsched.runtime.transport import AllReduceTransport, Transport, Works
 
 
 class Launches:
@@ -29,6 +31,8 @@ class Launches:
 
     Attributes:
         order: in launch order; empty while there is no plan.
+        open_groups: where the buckets go that the next forward waits for; where None, the end of
+            backward waits for all.
         transport: what makes a mean of a bucket.
         wait: how to wait for a work; its bucket is for errors.
         say: what this rank signals in the backward that runs; see runtime/signals.py. None: nothing
@@ -37,6 +41,7 @@ class Launches:
 
     def __init__(self, network: AllReduce) -> None:
         self.order: Sequence[Bucket] = ()
+        self.open_groups: OpenGroups | None = None
         self.transport: Transport = AllReduceTransport(network)
         self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
         self.say: Callable[[], Collection[Signal]] | None = None
@@ -45,35 +50,48 @@ class Launches:
         self.fill_order: FillOrderWatch | None = None
         self._negotiation: Negotiation | None = None
         self._turns: dict[Bucket, int] = {}  # their places in `order`
+        self._sequence: Sequence[Bucket] = ()  # of launches: each once for each of its pieces
         self._wait_order: Sequence[Bucket] = ()
-        self._launched: list[Bucket] = []  # in this order; until they have been waited for
+        self._left_open: Sequence[Bucket] = ()
+        self._teller: Bucket | None = None  # carries the signals
+        # The part of the sequence that is under way, until it has been waited for.
+        self._launched: list[Bucket] = []
 
     @property
     def has_in_flight(self) -> bool:
         """Whether groups have been launched and not been waited for."""
-        return bool(self._launched)
+        is_open = self.open_groups is not None and bool(self.open_groups)
+        return bool(self._launched) or is_open
 
     def follow(
         self, plan: GroupPlan, schedule: ReductionSchedule, slots: Mapping[str, Slot]
     ) -> None:
         """Lay out the buckets of ``plan``, which move ``slots`` (by name) into them."""
+        n_pieces = Counter(schedule.launches)
         buckets = [
             self._lay_out(
                 number,
                 [slots[name] for name in names],
-                n_signals=N_SIGNALS if self.say and number == schedule.launches[-1] else 0,
+                n_signals=N_SIGNALS if self.say and number == schedule.teller else 0,
+                n_pieces=n_pieces[number],
             )
             for number, names in enumerate(plan.groups)
         ]
-        self.order = [buckets[group] for group in schedule.launches]
+        self.order = [buckets[group] for group in schedule.order]
+        self._teller = buckets[schedule.teller] if buckets else None
         self._turns = {bucket: turn for turn, bucket in enumerate(self.order)}
+        self._sequence = list(_sequence([buckets[group] for group in schedule.launches]))
         self._wait_order = [buckets[group] for group in schedule.waits]
+        self._left_open = [buckets[group] for group in schedule.left_open]
         if self._negotiation is not None:
             self._negotiation.expect(len(buckets))
 
     def forget(self) -> None:
         """There is no plan any more. Not while a backward that is planned runs."""
-        self.order, self._wait_order, self._turns = (), (), {}
+        if self.open_groups is not None:
+            self.open_groups.flush()
+        self.order, self._sequence, self._turns, self._teller = (), (), {}, None
+        self._wait_order, self._left_open = (), ()
 
     def negotiate(self, negotiation: Negotiation) -> None:
         """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
@@ -108,7 +126,11 @@ class Launches:
             self.fill_order.filled(bucket.number, waits=not bucket.in_flight)
 
     def finish(self) -> None:
-        """Launch what is left, and wait for all; ``.grad`` are the means then."""
+        """Launch what is left, and wait for what the schedule leaves to no forward.
+
+        Of what has been waited for, ``.grad`` are the means then; of the rest when they are looked
+        at (see runtime/open_groups.py).
+        """
         if self._negotiation is None:
             self._launch_rest(void=False)
         else:
@@ -119,9 +141,23 @@ class Launches:
         for bucket in self._wait_order:
             self._wait(bucket)
             bucket.publish()
-        if self.nan_watch is not None:
+        if self._left_open:
+            self._leave_open()
+        elif self.nan_watch is not None:
             self.nan_watch.look_after(self.order)
         self._launched.clear()
+
+    def _leave_open(self) -> None:
+        """Leave to the next forward what can be; which is this rank's own affair."""
+        watches = self.nan_watch is not None and self.nan_watch.is_on()
+        for bucket in self._left_open:
+            if self.open_groups is not None and not watches and self.open_groups.takes(bucket):
+                self.open_groups.leave(bucket, self.recorder)
+            else:
+                self._wait(bucket)
+                bucket.publish()
+        if self.nan_watch is not None and watches:
+            self.nan_watch.look_after(self.order)
 
     def drain(self, *, is_backward: bool, before_waiting: Callable[[], None]) -> bool:
         """Be in step with the other ranks after a backward that raised: send NaN for the rest.
@@ -134,10 +170,10 @@ class Launches:
             self._negotiation.settle()
         elif is_backward:
             self._launch_rest(void=True)
-        was_reduced = 0 < len(self._launched) == len(self.order)
+        was_reduced = 0 < len(self._launched) == len(self._sequence)
         if was_reduced:
             before_waiting()
-        for bucket in self._launched:
+        for bucket in dict.fromkeys(self._launched):
             self._wait(bucket)
         # Not before: what is forgotten here would be sent again if a wait is cut off too.
         self._launched.clear()
@@ -154,12 +190,18 @@ class Launches:
             bucket.in_flight = False
         self.give_up()  # a round that was opened and came to nothing
 
+    @property
+    def teller(self) -> Bucket:
+        """What carries the signals; there must be a plan."""
+        assert self._teller is not None
+        return self._teller
+
     def heard(self) -> frozenset[Signal]:
         """What some rank has signalled in the backward that was reduced last; alike on all.
 
         On a GPU it waits for that reduction.
         """
-        return self.order[-1].signals() if self.order and self.say else frozenset()
+        return self._teller.signals() if self._teller and self.say else frozenset()
 
     def reduce_each(self, slots: Sequence[Slot], factor: float) -> None:
         """Reduce each of ``slots`` by itself, times ``factor``, between two backwards."""
@@ -175,7 +217,9 @@ class Launches:
         if self.nan_watch is not None:
             self.nan_watch.look_after(buckets)
 
-    def _lay_out(self, number: int, slots: Sequence[Slot], n_signals: int = 0) -> Bucket:
+    def _lay_out(
+        self, number: int, slots: Sequence[Slot], n_signals: int = 0, n_pieces: int = 1
+    ) -> Bucket:
         if slots[0].is_sparse:
             return SparseBucket(number=number, slots=slots, n_signals=n_signals)
         return Bucket(
@@ -183,24 +227,37 @@ class Launches:
             slots=slots,
             counts_apart=self.transport.counts_apart,
             n_signals=n_signals,
+            n_pieces=n_pieces,
         )
 
     def _launch_full(self) -> None:
-        while len(self._launched) < len(self.order):
-            bucket = self.order[len(self._launched)]
+        while len(self._launched) < len(self._sequence):
+            bucket = self._sequence[len(self._launched)]
             if bucket.pending > 0:
                 return
             self._launch(bucket)
 
     def _launch_rest(self, *, void: bool) -> None:
-        for bucket in self.order[len(self._launched) :]:
+        for bucket in self._sequence[len(self._launched) :]:
             self._launch(bucket, void=void)
 
     def _launch(self, bucket: Bucket, *, void: bool = False) -> None:
+        if bucket.n_pieces > 1 and bucket in self._launched:
+            self._launch_piece(bucket, self._launched.count(bucket), void=void)
+            return
         if self.recorder is not None:
             self.recorder.turn_came(bucket.number)
         self._fill(bucket, void=void)
         self._send(bucket)
+
+    def _launch_piece(self, bucket: Bucket, piece: int, *, void: bool) -> None:
+        """One after the first."""
+        if void:
+            bucket.void(piece)
+        before = bucket.work
+        self._send(bucket, piece)
+        assert before is not None
+        bucket.work = Works([before, bucket.work])
 
     def _offer(self, negotiation: Negotiation, bucket: Bucket) -> None:
         """From here on the bucket is the control thread's; see [Note: two threads]."""
@@ -223,9 +280,9 @@ class Launches:
             self.nan_watch.look_before(bucket)
         bucket.in_flight = True
 
-    def _send(self, bucket: Bucket) -> None:
-        is_last = len(self._launched) + 1 == len(self.order)
-        bucket.work = self.transport.send(bucket, is_last=is_last)
+    def _send(self, bucket: Bucket, piece: int = 0) -> None:
+        is_last = len(self._launched) + 1 == len(self._sequence)
+        bucket.work = self.transport.send(bucket, is_last=is_last, piece=piece)
         self._launched.append(bucket)
         if self.recorder is not None:
             self.recorder.launched(bucket.number, bucket.work)
@@ -233,3 +290,12 @@ class Launches:
     def _wait(self, bucket: Bucket) -> None:
         assert bucket.work is not None
         self.wait(bucket.work, bucket)
+
+
+def _sequence(launches: Iterable[Bucket]) -> Iterator[Bucket]:
+    """``launches``; what cannot travel in pieces travels whole, with the first."""
+    seen: set[Bucket] = set()
+    for bucket in launches:
+        if bucket.n_pieces > 1 or bucket not in seen:
+            yield bucket
+        seen.add(bucket)

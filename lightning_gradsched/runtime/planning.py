@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched.config import GradSchedConfig
-from lightning_gradsched.core.candidates import Candidate, candidates
+from lightning_gradsched.core.bound import Bounds, bounds
+from lightning_gradsched.core.candidates import Candidate, candidates, forward_candidates
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -24,7 +25,7 @@ from lightning_gradsched.core.plan import (
 )
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.report import TriedPlan
-from lightning_gradsched.core.schedule import ReductionSchedule, lower
+from lightning_gradsched.core.schedule import ReductionSchedule, lower, lower_into_forward
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
@@ -97,8 +98,19 @@ class Planning:
             plan = planner(profile, self._cost)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
-        self.plan, self.schedule = plan, lower(plan)
+        self.plan, self.schedule = plan, self._lowered(plan, profile)
         return self.plan, self.schedule
+
+    def _lowered(self, plan: GroupPlan, profile: BackwardProfile) -> ReductionSchedule:
+        """Not into the forward while that is measured: it shall not wait."""
+        if self._config.overlap_forward and self.profiler is None:
+            return lower_into_forward(plan, profile)
+        return lower(plan)
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The least that a step of what was measured can take; local, not collective."""
+        return bounds(self.profile, self._cost) if self.profile is not None else None
 
     def state(self) -> dict[str, Any] | None:
         """The plan in force, for a later run; None while it is still being looked for."""
@@ -109,13 +121,15 @@ class Planning:
             "settings": _deciding(self._config, self._collectives.world_size),
             "planner": self.plan.planner,
             "groups": [list(group) for group in self.plan.groups],
+            "launches": list(self.plan.launches),
             "profile": profile,
         }
 
     def restore(self, state: Mapping[str, Any]) -> bool:
         """Go on with the plan of ``state``; False where it is of other parameters or settings."""
         params = _param_profiles(self._params, self._sparse)
-        plan = GroupPlan(state["planner"], tuple(map(tuple, state["groups"])))
+        groups = tuple(map(tuple, state["groups"]))
+        plan = GroupPlan(state["planner"], groups, tuple(state.get("launches", ())))
         names = [name for group in plan.groups for name in group]
         same = state["settings"] == _deciding(self._config, self._collectives.world_size)
         if not same or sorted(names) != sorted(params):
@@ -173,7 +187,8 @@ class Planning:
     def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
         """What to run next: the candidates of a trial, or the one plan that there is."""
         if self._config.planner == "auto":
-            return candidates(profile, self._cost, most=TRIED_PLANS)
+            chosen = forward_candidates if self._config.overlap_forward else candidates
+            return chosen(profile, self._cost, most=TRIED_PLANS)
         plan = self._planner()(profile, self._cost)
         if not isinstance(plan, GroupPlan):
             raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")
@@ -197,7 +212,9 @@ class Planning:
 
 def _deciding(config: GradSchedConfig, world_size: int) -> str:
     """What a plan depends on besides the parameters, to be compared."""
-    values = (config.planner_name, config.group_nbytes, config.reduce_dtype, world_size)
+    values = [config.planner_name, config.group_nbytes, config.reduce_dtype, world_size]
+    if config.overlap_forward:
+        values.append("overlap_forward")
     return ", ".join(map(str, values))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 
+from lightning_gradsched.core.bound import Bounds
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.reasons import Fastest
 from lightning_gradsched.core.report import (
@@ -85,6 +87,10 @@ class Recorder:
         self._turn: dict[int, Any] = {}
         self._launched: dict[int, Any] = {}
         self._finished: dict[int, Any] = {}
+        # Of a step that leaves groups to the next forward, which it lasts to the end of.
+        self._is_left_open = False
+        self._waits: list[tuple[Any, Any]] = []
+        self._next_backward_began: Any = None
 
     def backward_began(self) -> None:
         self._backward_began = self._clock.mark()
@@ -97,7 +103,7 @@ class Recorder:
         self._turn[group] = self._clock.mark()
 
     def launched(self, group: int, work: Work) -> None:
-        self._launched[group] = self._clock.mark()
+        self._launched.setdefault(group, self._clock.mark())  # of several pieces, the first
         self._finished[group] = self._clock.mark_when_done(work)
 
     def backward_ended(self) -> None:
@@ -106,15 +112,42 @@ class Recorder:
     def ended(self) -> None:
         self._ended = self._clock.mark()
 
+    def left_open(self) -> None:
+        """The next forward is a part of this step."""
+        self._is_left_open = True
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within it the next forward, or who else looks, waits for a group."""
+        began = self._clock.mark()
+        yield
+        self._waits.append((began, self._clock.mark()))
+
+    def next_backward_began(self) -> None:
+        self._next_backward_began = self._clock.mark()
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._is_left_open or self._next_backward_began is not None
+
     def timeline(self, groups: Iterable[int]) -> Timeline:
         """The step's spans; time 0 is the beginning of backward. On a GPU, waits for its end."""
-        spans = [
-            Span(COMPUTE, BETWEEN, self._at(self._step_began), 0.0),
-            Span(COMPUTE, BACKWARD, 0.0, self._at(self._backward_ended)),
-        ]
+        spans = [Span(COMPUTE, BACKWARD, 0.0, self._at(self._backward_ended))]
+        if self._is_left_open:
+            spans.extend(self._after_backward())
+        else:
+            spans.insert(0, Span(COMPUTE, BETWEEN, self._at(self._step_began), 0.0))
         for group in groups:
             spans.extend(self._group_spans(group))
         return Timeline(tuple(spans))
+
+    def _after_backward(self) -> Iterator[Span]:
+        """Until the next backward; in between, waits for groups."""
+        began_s = self._at(self._ended)
+        for began, ended in self._waits:
+            yield Span(COMPUTE, BETWEEN, began_s, self._at(began))
+            began_s = self._at(ended)
+        yield Span(COMPUTE, BETWEEN, began_s, self._at(self._next_backward_began))
 
     def _group_spans(self, group: int) -> list[Span]:
         turn_s, launched_s = self._at(self._turn[group]), self._at(self._launched[group])
@@ -170,7 +203,11 @@ class StepRecords:
 
     def timelines(self) -> list[Timeline]:
         numbers = [int(group.label) for group in self._groups]
-        return [recorder.timeline(numbers) for _, recorder in self._recorded]
+        return [recorder.timeline(numbers) for _, recorder in self._complete()]
+
+    def _complete(self) -> list[tuple[int, Recorder]]:
+        """All but one that goes on in the forward that comes or runs."""
+        return [step for step in self._recorded if step[1].is_complete]
 
     def fastest(self, collectives: Collectives) -> list[list[Fastest]]:
         """The shortest transfer over the ranks, for each recorded step of each group. Collective.
@@ -184,7 +221,7 @@ class StepRecords:
                 "ranks cannot be compared after detach: ask for report(across_ranks=True) before,"
                 " or for this rank's own report()"
             )
-        steps = [number for number, _ in self._recorded]
+        steps = [number for number, _ in self._complete()]
         sent_s = [timeline.transfers_s() for timeline in self.timelines()]
         seconds = [[step[group.label] for group in self._groups] for step in sent_s]
         return consensus.agree_on_fastest(collectives, steps, seconds)
@@ -196,11 +233,12 @@ class StepRecords:
         cost: CostModel | None = None,
         fastest: Sequence[Sequence[Fastest]] | None = None,
         tried: Sequence[TriedPlan] = (),
+        bounds: Bounds | None = None,
     ) -> OverlapReport:
         """Sum up the recorded steps; what is known besides is as in ``OverlapReport.of``."""
         if self._every == 0:
             raise GradSchedError("no step is measured: set record_every_n_steps to 1 or more")
-        if not self._recorded:
+        if not self._complete():
             raise GradSchedError(
                 f"no step is measured yet: {self._step} done since the plan was made, the first to"
                 f" be measured is step {FIRST_RECORDED_STEP + 1}, then one in"
@@ -213,4 +251,5 @@ class StepRecords:
             cost=cost,
             fastest=fastest,
             tried=tried,
+            bounds=bounds,
         )

@@ -143,6 +143,8 @@ class Reducer:
     @torch.no_grad()
     def scale(self, factor: float) -> None:
         """Multiply what has just been reduced, from ``after_reduction``."""
+        if self.launches.open_groups is not None:
+            self.launches.open_groups.flush()
         for bucket in self.buckets:
             bucket.flat.mul_(factor)
 
@@ -174,9 +176,11 @@ class Reducer:
     def _watch(self, slot: Slot) -> RemovableHandle:
         def on_ready(_param: Tensor) -> None:
             if self._state is State.MUTED:
+                self._refuse_if_open(slot)
                 slot.tally.kept.add(slot)
                 return
             if self._state is State.IDLE or self._final_callback() is None:
+                self._refuse_if_open(slot)
                 # A backward of which no root was seen yet: so far all must wait for its end.
                 self._close_if_cut_off()
                 self._open(certain=True)
@@ -198,6 +202,8 @@ class Reducer:
 
     def _open(self, *, certain: bool) -> bool:
         """False where the engine runs an ``autograd.grad``, which leaves ``.grad`` alone."""
+        if self.launches.open_groups is not None:
+            self.launches.open_groups.backward_begins()
         self._coming = None
         if self._was_partial or any(b.holds for b in self.buckets) or not self.buckets:
             try:
@@ -254,6 +260,16 @@ class Reducer:
         self._refuse_if_late(slot)
         if isinstance(slot.tally, Bucket):
             self.launches.full(slot.tally)
+
+    def _refuse_if_open(self, slot: Slot) -> None:
+        """A gradient came on top of one that is under way, and has spoilt it."""
+        open_groups = self.launches.open_groups
+        if open_groups and open_groups.holds(slot.tally):
+            raise ReductionError(
+                f"parameter {slot.name!r} got a gradient while {slot.tally} of the backward before"
+                " was under way: a backward of an old graph, of which nothing was announced. Call"
+                " scheduler.flush() or scheduler.prepare(loss) before it."
+            )
 
     def _refuse_if_late(self, slot: Slot) -> None:
         bucket = slot.tally

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.optim import Optimizer
 
 import lightning_gradsched
 from lightning_gradsched.config import REDUCE_DTYPES, GradSchedConfig
@@ -25,9 +26,11 @@ from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
+from lightning_gradsched.runtime.due_updates import OverlappedOptimizer
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
 from lightning_gradsched.runtime.launch_rule import LaunchRule
 from lightning_gradsched.runtime.notice import Notice
+from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
@@ -112,13 +115,22 @@ class GradientScheduler:
             self._divisor,
         )
         self._launches.say = self._step_end.to_say
+        self._overlapped: list[OverlappedOptimizer] = []
+        if self._config.overlap_forward:
+            self._launches.open_groups = OpenGroups(module, self._launches.wait)
         self._reducer.add(self._trainable.params, sparse=self._trainable.sparse)
         self._step_end.start()
         self._broadcast_state()
         self._buffer_sync: BufferSync | None = None
+        self._buffer_collectives = self._collectives
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
+            if self._config.overlap_forward and process_group is None:
+                # What a forward begins with shall not queue behind what it may wait for later.
+                self._buffer_collectives = Collectives(None, device, self._config.stall_timeout_s)
+                progress = _weakly(self._reducer.progress, "its engine is gone")
+                self._buffer_collectives.watchdog.describe_by(progress)
             self._buffer_sync = BufferSync(
-                module, self._collectives, self.reduces, self._reducer.settle
+                module, self._buffer_collectives, self.reduces, self._reducer.settle
             )
             if not marks_forward:
                 self._buffer_sync.attach()
@@ -244,7 +256,8 @@ class GradientScheduler:
         compare the hooks' names when they make the plan.
 
         Raises:
-            GradSchedError: there is a hook, a plan or a ``reduce_dtype`` already.
+            GradSchedError: there is a hook, a plan or a ``reduce_dtype`` already, or
+                ``overlap_forward``.
         """
         if isinstance(self._launches.transport, HookTransport):
             raise GradSchedError(
@@ -255,6 +268,11 @@ class GradientScheduler:
             raise GradSchedError(
                 "expected register_comm_hook() before the first backward, got it after one: call it"
                 " right after GradientScheduler(...)"
+            )
+        if self._config.overlap_forward:
+            raise GradSchedError(
+                f"expected overlap_forward=False with a communication hook, got True and"
+                f" {hook_name(hook)!r}"
             )
         if self._config.reduce_dtype is not None:
             raise GradSchedError(
@@ -269,6 +287,41 @@ class GradientScheduler:
             self._collectives.watchdog.give_up_s,
             self._collectives.watchdog.missing,
         )
+
+    def overlap(self, optimizer: Optimizer) -> None:
+        """With ``overlap_forward``: have its step leave what is under way to the next forward.
+
+        Without this call ``optimizer.step()`` waits for all. Local: a rank may decide by itself.
+
+        Raises:
+            GradSchedError: ``overlap_forward`` is not set; or the optimizer is not known to update
+                each parameter from its own gradient alone (``per_parameter_optimizers``).
+        """
+        open_groups = self._launches.open_groups
+        if open_groups is None:
+            raise GradSchedError(
+                "overlap(optimizer): expected overlap_forward=True, got False: set it in"
+                " GradSchedConfig, or leave the call out"
+            )
+        trusted = self._config.per_parameter_optimizers
+        self._overlapped.append(OverlappedOptimizer(optimizer, open_groups, trusted))
+
+    def flush(self) -> None:
+        """Wait for every group that is under way, and make the updates that are due.
+
+        With ``overlap_forward``, who looks at a gradient or parameter does so unawares; call it
+        before looking at an optimizer's state, and before native code reads parameters. Local.
+
+        Raises:
+            ReductionError: a group did not come within ``stall_timeout_s``.
+        """
+        if self._launches.open_groups is not None:
+            self._launches.open_groups.flush()
+
+    @property
+    def n_open(self) -> int:
+        """How many groups are left to the next forward, on this rank, now."""
+        return len(self._launches.open_groups or ())
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
@@ -357,10 +410,23 @@ class GradientScheduler:
             predicted=self.predicted if self._records.are_current else None,
             cost=self._planning.reduction.cost if self.network is not None else None,
             tried=self.tried,
+            bounds=self._planning.bounds if self.network is not None else None,
         )
 
     def detach(self) -> None:
-        """Remove all hooks: the module is as it was before. Reports can still be asked for."""
+        """Remove all hooks: the module is as it was before. Reports can still be asked for.
+
+        Raises:
+            ReductionError: with ``overlap_forward``, a group that was under way did not come.
+        """
+        open_groups = self._launches.open_groups
+        try:
+            if open_groups is not None and not open_groups.has_failed:
+                open_groups.flush()
+        finally:  # an error is the user's, but the module shall be as it was
+            self._detach()
+
+    def _detach(self) -> None:
         self._roots.detach()
         if self._buffer_sync is not None:
             self._buffer_sync.detach()
@@ -370,7 +436,19 @@ class GradientScheduler:
         self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
         self._collectives.close(in_use=self._launches.has_in_flight)
+        if self._buffer_collectives is not self._collectives:
+            self._buffer_collectives.close()
+        self._end_overlap()
         self._reducer.detach()
+
+    def _end_overlap(self) -> None:
+        if self._launches.open_groups is not None:
+            self._launches.open_groups.abandon()
+            self._launches.open_groups.detach()
+            self._launches.open_groups = None
+        for optimizer in self._overlapped:
+            optimizer.detach()
+        self._overlapped.clear()
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
@@ -384,6 +462,7 @@ class GradientScheduler:
 
     def _begin(self, roots: Sequence[Node], certain: bool) -> None:
         """In the backward of ``roots``, before all else."""
+        self.flush()
         self._step_end.begin_with()
         self._reducer.begin(roots, certain=certain)
 

@@ -1,6 +1,7 @@
 """What ranks tell one another at the end of a step, at no cost: by bits that ride with gradients.
 
-[Note: signals] The last group of every backward carries, behind its gradients and counts, one
+[Note: signals] The last group of every backward (of those that its end waits for, where others are
+left to the next forward) carries, behind its gradients and counts, one
 number a signal: one on a rank that says it and zero on others. After the reduction every rank sees
 whether any rank has said it, and all see the same: so they may begin a collective together, of
 which only some ranks know that it is due. What a rank must say to deny, is a signal of its own:

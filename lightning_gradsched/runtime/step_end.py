@@ -79,7 +79,7 @@ class StepEnd:
         """
         heard = self._heard()
         if self._collectives.on_cuda:
-            self.notice.reduced_on_device(self._launches.order[-1].place_of(Signal.NOTICE))
+            self.notice.reduced_on_device(self._launches.teller.place_of(Signal.NOTICE))
         else:
             self.notice.reduced(heard)
         if heard >= {Signal.PLANS, Signal.KEEPS}:
@@ -126,5 +126,5 @@ def _group_infos(
 ) -> list[GroupInfo]:
     return [
         GroupInfo(str(group), plan.groups[group], sum(params[n].nbytes for n in plan.groups[group]))
-        for group in schedule.launches
+        for group in schedule.order
     ]

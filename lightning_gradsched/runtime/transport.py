@@ -19,10 +19,10 @@ class Transport(Protocol):
     # Whether counts must not ride in `flat`, because something else than the engine reads it.
     counts_apart: bool
 
-    def send(self, bucket: Bucket, *, is_last: bool) -> Work:
-        """Begin to average; once the work is waited for, ``bucket`` can publish.
+    def send(self, bucket: Bucket, *, is_last: bool, piece: int = 0) -> Work:
+        """Begin to average ``piece``; once all are waited for, ``bucket`` can publish.
 
-        ``is_last``: no other bucket follows in this backward.
+        ``is_last``: nothing follows in this backward.
         """
         ...
 
@@ -36,9 +36,10 @@ class AllReduceTransport:
         self._network = network
 
     @torch.no_grad()
-    def send(self, bucket: Bucket, *, is_last: bool) -> Work:
-        bucket.flat.mul_(1.0 / self._network.world_size)
-        return with_counts(bucket, self._network.all_reduce(bucket.flat), self._network)
+    def send(self, bucket: Bucket, *, is_last: bool, piece: int = 0) -> Work:
+        flat = bucket.flat if bucket.n_pieces == 1 else bucket.flat[bucket.piece(piece)]
+        flat.mul_(1.0 / self._network.world_size)
+        return with_counts(bucket, self._network.all_reduce(flat), self._network)
 
 
 class CastTransport:
@@ -55,12 +56,16 @@ class CastTransport:
         self._dtype = dtype
 
     @torch.no_grad()
-    def send(self, bucket: Bucket, *, is_last: bool) -> Work:
-        pairs = torch.view_as_real(bucket.flat) if bucket.flat.is_complex() else bucket.flat
-        wire = pairs.to(self._dtype)
-        if wire is not pairs:
-            bucket.result = wire
-        work = self._network.all_reduce(wire.div_(self._network.world_size))
+    def send(self, bucket: Bucket, *, is_last: bool, piece: int = 0) -> Work:
+        if piece == 0:
+            pairs = torch.view_as_real(bucket.flat) if bucket.flat.is_complex() else bucket.flat
+            wire = pairs.to(self._dtype)
+            if wire is not pairs:
+                bucket.result = wire
+        else:
+            wire = bucket.flat if bucket.result is None else bucket.result
+        part = wire if bucket.n_pieces == 1 else wire[bucket.piece(piece)]
+        work = self._network.all_reduce(part.div_(self._network.world_size))
         return with_counts(bucket, work, self._network)
 
 

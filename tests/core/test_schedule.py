@@ -24,7 +24,7 @@ def test_lower_launches_in_plan_order_and_waits_at_the_end() -> None:
     ("text", "fault"),
     [
         ("W0 R0", "expected R0 before W0"),
-        ("R0 R0 W0", "one R and one W"),
+        ("R0 R1 W0", "one R and one W"),
         ("R0 W0 R1", "one R and one W"),
         ("R1 W1", "one R and one W"),
         ("R0 X0", "expected an action such as R0 or W0, got 'X0'"),

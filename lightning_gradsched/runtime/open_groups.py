@@ -1,0 +1,249 @@
+"""Groups that a backward has left under way, until the next forward needs them.
+
+[Note: left open] At the end of a backward the gradients of an open group are open too: whoever
+looks at one waits for the group first (see [Note: looking]). An optimizer that is known to this
+engine does not look: its step passes over them, and their parameters are *due*: updated later, by
+the optimizer's own code with the hyperparameters of the step that they belong to, when a module
+that owns one is about to run, when anyone else looks at one, or at ``flush``, at the latest when
+the next backward begins. An optimizer that is not known looks, and so waits. Either way every value
+that is read is the one that it would have been had the step waited for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
+
+from lightning_gradsched.runtime.bucket import Bucket, SparseBucket
+from lightning_gradsched.runtime.collectives import Work
+from lightning_gradsched.runtime.compiler_watch import CompilerWatch
+from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
+from lightning_gradsched.runtime.module_hook import WeakHook
+from lightning_gradsched.runtime.recorder import Recorder
+
+
+@dataclass(eq=False, slots=True)
+class DueUpdate:
+    """What one optimizer has still to do for one group: ``param_groups`` as in its step."""
+
+    optimizer: Optimizer
+    param_groups: list[dict[str, Any]]
+
+    def params(self) -> Iterator[Tensor]:
+        return (param for group in self.param_groups for param in group["params"])
+
+
+@dataclass(eq=False, slots=True)
+class _OpenGroup:
+    bucket: Bucket
+    recorder: Recorder | None
+    due: list[DueUpdate] = field(default_factory=list)
+
+
+class OpenGroups:
+    """The groups that are open on this rank, in the order in which the next forward needs them.
+
+    ``wait`` is as in ``Launches``. Nothing here is collective: all has been launched before.
+    """
+
+    def __init__(self, module: nn.Module, wait: Callable[[Work, Bucket], object]) -> None:
+        self._wait = wait
+        self._open: dict[Bucket, _OpenGroup] = {}
+        self._has_failed = False  # a wait, whose error went to whoever looked
+        self._recorder: Recorder | None = None  # of the step that left something open last
+        self._compiles = CompilerWatch(self.flush)
+        self._handles = [
+            owner.register_forward_pre_hook(_BeforeForward(self._about_to_run))
+            for owner in module.modules()
+            if owner._parameters
+        ]
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def takes(self, bucket: Bucket) -> bool:
+        """Whether it can be left open on this rank: who looks must find each of its gradients."""
+        return not (
+            isinstance(bucket, SparseBucket) or bucket.lacks_members or self._compiles.has_begun
+        ) and all(type(slot.param) is nn.Parameter for slot in bucket.slots)
+
+    def leave(self, bucket: Bucket, recorder: Recorder | None) -> None:
+        """``bucket`` has been launched, and its backward is about to end."""
+        self._open[bucket] = _OpenGroup(bucket, recorder)
+        if recorder is not None:
+            recorder.left_open()
+            self._recorder = recorder
+        for view in bucket.views:
+            make_lazy(view, OpenGradient, partial(self._complete, bucket))
+
+    def holds(self, bucket: object) -> bool:
+        return bucket in self._open
+
+    def backward_begins(self) -> None:
+        """Buckets are needed again: nothing may be open any more."""
+        self.flush()
+        if self._recorder is not None:
+            self._recorder.next_backward_began()
+            self._recorder = None
+
+    def flush(self) -> None:
+        """Wait for every group, and make every update that is due."""
+        for bucket in list(self._open):
+            self._complete(bucket)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last wait was broken off: what is open can come no more."""
+        return self._has_failed
+
+    def abandon(self) -> None:
+        """Let go of all without waiting, as after a reduction that failed: updates are lost."""
+        for group in self._open.values():
+            self._settle(group)
+        self._open.clear()
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._compiles.detach()
+
+    def pass_over(self, optimizer: Optimizer) -> list[tuple[dict[str, Any], list[Tensor]]]:
+        """Take the open parameters out of ``optimizer``'s groups, and note that they are due.
+
+        Returns each parameter group that lacks some now, and its former ``params``.
+        """
+        bucket_of = {
+            slot.param: bucket
+            for bucket, group in self._open.items()
+            for slot, view in zip(bucket.slots, bucket.views, strict=True)
+            if slot.param.grad is view and not any(slot.param is p for p in _due(group))
+        }
+        passed = []
+        updates: dict[Bucket, DueUpdate] = {}
+        for group in optimizer.param_groups if bucket_of else ():
+            before = group["params"]
+            late = [param for param in before if param in bucket_of]
+            if not late:
+                continue
+            settings = _as_they_are(group)
+            for bucket in {bucket_of[param]: None for param in late}:
+                members = [param for param in late if bucket_of[param] is bucket]
+                update = updates.setdefault(bucket, DueUpdate(optimizer, []))
+                update.param_groups.append({**settings, "params": members})
+            passed.append((group, before))
+            group["params"] = [param for param in before if param not in bucket_of]
+        for bucket, update in updates.items():
+            self._open[bucket].due.append(update)
+            for param in update.params():
+                make_lazy(param, DueParameter, partial(self._complete, bucket))
+        return passed
+
+    def _about_to_run(self, owner: nn.Module, _inputs: Any) -> None:
+        if self._open:
+            for param in owner._parameters.values():
+                complete(param)
+
+    def _complete(self, bucket: Bucket) -> None:
+        group = self._open.get(bucket)
+        if group is None:  # in the midst of it
+            return
+        assert bucket.work is not None
+        self._has_failed = True
+        with group.recorder.waiting() if group.recorder is not None else nullcontext():
+            self._wait(bucket.work, bucket)
+        self._has_failed = False
+        # Not before: if the wait fails, so must the next look.
+        del self._open[bucket]
+        self._settle(group)
+        with _undisturbed(bucket.flat.device):
+            bucket.receive()
+            for update in group.due:
+                _make(update, bucket)
+
+    def _settle(self, group: _OpenGroup) -> None:
+        for tensor in (*group.bucket.views, *_due(group)):
+            settle(tensor)
+
+
+class _BeforeForward(WeakHook):
+    """Tells that a module is about to run."""
+
+    def __call__(self, *args: Any) -> None:
+        # Nothing is open where torch compiles.
+        if not torch.compiler.is_compiling():
+            super().__call__(*args)
+
+
+def _due(group: _OpenGroup) -> Iterator[Tensor]:
+    return (param for update in group.due for param in update.params())
+
+
+def _as_they_are(group: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a parameter group, which schedulers change between steps."""
+    return {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in group.items()
+        if name != "params"
+    }
+
+
+def _make(update: DueUpdate, bucket: Bucket) -> None:
+    """The optimizer's own step, of these parameters alone; what hooks on it run has run before."""
+    view_of = {slot.param: v for slot, v in zip(bucket.slots, bucket.views, strict=True)}
+    params = list(update.params())
+    grads = [param.grad for param in params]
+    optimizer, groups = update.optimizer, update.optimizer.param_groups
+    optimizer.param_groups = update.param_groups
+    try:
+        for param in params:
+            param.grad = view_of[param]
+        _bare_step(optimizer)
+    finally:
+        optimizer.param_groups = groups
+        # None where they have been zeroed since the step.
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+
+
+def _bare_step(optimizer: Optimizer) -> None:
+    """``optimizer.step()`` without the hooks that torch has put around it, and its schedulers'."""
+    step = type(optimizer).step
+    bare = step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+    bare(optimizer)
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """As in ``optimizer.step()``, whatever the forward or evaluation in which somebody looks."""
+    with (
+        _not_compiling(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+        _disable_current_modes(),
+    ):
+        yield
+
+
+@contextmanager
+def _not_compiling() -> Iterator[None]:
+    """Optimizers compute in other ways in a graph, which is not what is made when a graph is."""
+    compiler: Any = torch.compiler
+    before = getattr(compiler, "_is_compiling_flag", False)
+    compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag = before
