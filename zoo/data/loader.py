@@ -218,6 +218,8 @@ class TorchTransport:
             batch_sampler=self._lists,
             num_workers=loader.num_workers,
             pin_memory=loader.pin,
+            # Of its own: a resumed run makes its iterator after the global one has been put back.
+            generator=torch.Generator(),
             **workers,
         )
 
