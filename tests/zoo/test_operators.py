@@ -12,13 +12,17 @@ from zoo.errors import PhysicsError
 from zoo.physics.bicubic import BicubicDownsampling
 from zoo.physics.compressed_sensing import CompressedSensing
 from zoo.physics.deconvolution import Deconvolution
+from zoo.physics.heat import Heat
 from zoo.physics.operator import Operator, Space, adjoint, inner, jvp, norm, vjp
+from zoo.physics.smoothing import Smoothing
 
 # name -> a small operator; a few hundred numbers, or else the gradient check takes long.
 OPERATORS: dict[str, Callable[[], Operator]] = {
     "bicubic": lambda: BicubicDownsampling((2, 12, 8), scale=2),
     "compressed_sensing": lambda: CompressedSensing(12, 32),
     "deconvolution": lambda: Deconvolution(32),
+    "heat": lambda: Heat(6, n_modes=5, n_sensors=4),
+    "smoothing": lambda: Smoothing(32),
 }
 _DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
