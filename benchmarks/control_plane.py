@@ -136,7 +136,7 @@ def summarise(n_ranks: int, rows: tuple[dict[str, Any], ...]) -> dict[str, Any]:
         "nbytes_busiest": max(nbytes),
         "busiest_share": max(nbytes) / sum(nbytes),
         "n_messages_busiest": max(row["n_messages"] for row in rows),
-        "n_messages_in_a_row": messages_in_a_row(rows[0]["way"], n_ranks),
+        "n_messages_in_a_row": messages_in_a_row(rows[0]["way"], n_ranks, rows[0]["n_groups"]),
     }
 
 

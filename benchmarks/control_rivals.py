@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_gradsched.runtime.collectives import Collectives, cube_rings
+from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.control_group import cube_rings, goes_in_parts
 
 RADIX = 4
 TIMEOUT_S = 300.0
@@ -89,6 +90,14 @@ class Wire:
             data = torch.empty(int(length), dtype=torch.uint8)
         self._broadcast(data)
         return pickle.loads(bytes(data.numpy()))
+
+    def add_agreement(self, n_ranks: int, n_groups: int) -> None:
+        """The engine's, on one of its rings."""
+        n_words = -(-n_groups // 64)
+        if goes_in_parts(n_ranks, n_words):
+            self.add_ring(n_ranks, n_groups)
+        else:  # each rank's words are passed on n_ranks - 1 times
+            self.traffic.add(8 * n_words, 2 * (n_ranks - 1))
 
     def add_ring(self, n_ranks: int, n_groups: int) -> None:
         """gloo's all-reduce of readiness words: they go round in up to ``n_ranks`` parts, twice.
@@ -170,7 +179,7 @@ def make_ways() -> tuple[Wire, dict[str, Way]]:
         agreed = control.intersect(full, n_groups, lambda: False)
         assert agreed is not None
         for members in rings:
-            wire.add_ring(len(members), n_groups)
+            wire.add_agreement(len(members), n_groups)
         return agreed
 
     def ring(full: int, n_groups: int) -> int:
@@ -198,19 +207,24 @@ def make_ways() -> tuple[Wire, dict[str, Way]]:
     }
 
 
-def messages_in_a_row(way: str, n_ranks: int) -> int:
+def messages_in_a_row(way: str, n_ranks: int, n_groups: int) -> int:
     """Messages on the longest chain in which each must follow the one before.
 
     Two follow each other where the second needs the first, or the same rank reads both.
 
-    >>> [messages_in_a_row(way, 64) for way in ("bits", "ring", "tree", "coordinator")]
+    >>> [messages_in_a_row(way, 64, 64) for way in ("bits", "ring", "tree", "coordinator")]
     [28, 126, 48, 138]
+    >>> messages_in_a_row("bits", 64, 1024)
+    14
     """
     levels = 0
     while sum(RADIX**k for k in range(levels + 1)) < n_ranks:
         levels += 1
     return {
-        "bits": sum(2 * (len(ring) - 1) for ring in cube_rings(0, n_ranks)),
+        "bits": sum(
+            (1 + goes_in_parts(len(ring), -(-n_groups // 64))) * (len(ring) - 1)
+            for ring in cube_rings(0, n_ranks)
+        ),
         "ring": 2 * (n_ranks - 1),
         "tree": 2 * 2 * RADIX * levels if n_ranks > RADIX else 2 * 2 * (n_ranks - 1),
         "coordinator": 2 * (n_ranks - 1) + 2 * ceil(log2(n_ranks)),

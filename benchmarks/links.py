@@ -58,11 +58,21 @@ class ShapedLinks:
     """A context with ``n_hosts`` hosts; on leaving it they are gone.
 
     ``rate_bit_per_s`` holds for each direction of each host's link; None leaves them unshaped.
+    ``reachable``: this machine takes part at the address ``gateway``, its link unshaped.
     """
 
-    def __init__(self, n_hosts: int, rate_bit_per_s: float | None = None) -> None:
+    def __init__(
+        self,
+        n_hosts: int,
+        rate_bit_per_s: float | None = None,
+        *,
+        subnet: str = SUBNET,
+        reachable: bool = False,
+    ) -> None:
         self._hosts = range(n_hosts)
         self._rate = rate_bit_per_s
+        self._subnet = subnet
+        self._reachable = reachable
         self._prefix = f"gs{os.getpid()}"
 
     def __enter__(self) -> ShapedLinks:
@@ -95,7 +105,15 @@ class ShapedLinks:
         return ["ip", "netns", "exec", self._name(host), *rename]
 
     def address(self, host: int) -> str:
-        return f"{SUBNET}.{host + 1}"
+        return f"{self._subnet}.{host + 1}"
+
+    @property
+    def gateway(self) -> str:
+        return f"{self._subnet}.254"
+
+    def namespace(self, host: int) -> str:
+        """The file of ``host``'s network namespace."""
+        return f"/run/netns/{self._name(host)}"
 
     def set_rate(self, rate_bit_per_s: float | None) -> None:
         self._rate = rate_bit_per_s
@@ -113,6 +131,8 @@ class ShapedLinks:
         bridge = f"{self._prefix}br"
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "link", "set", bridge, "up")
+        if self._reachable:
+            _run("ip", "addr", "add", f"{self.gateway}/24", "dev", bridge)
         for host in self._hosts:
             name, port = self._name(host), self._port(host)
             _run("ip", "netns", "add", name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gradsched import _registration
 
 if TYPE_CHECKING:
+    from lightning_gradsched.checkpoint_io import SafeCheckpointIO
     from lightning_gradsched.config import GradSchedConfig
     from lightning_gradsched.core.report import OverlapReport
     from lightning_gradsched.core.timeline import Timeline
@@ -32,6 +33,7 @@ __all__ = [
     "GradSchedStrategy",
     "GradientScheduler",
     "OverlapReport",
+    "SafeCheckpointIO",
     "Timeline",
     "__version__",
 ]
@@ -44,6 +46,7 @@ _HOME = {
     "GradSchedStrategy": "strategy",
     "GradientScheduler": "runtime.scheduler",
     "OverlapReport": "core.report",
+    "SafeCheckpointIO": "checkpoint_io",
     "Timeline": "core.timeline",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from signal import Signals
 
 from lightning_gradsched.core.plan import PLANNER_NAMES, UNMEASURED_PLANNERS, Planner
 from lightning_gradsched.core.schedule import SCHEDULE_CHOICES
@@ -57,9 +58,14 @@ class GradSchedConfig:
         calibration_dir: the folder where rank 0 keeps the measured network for the next run on the
             same hosts, at most a week; None measures anew each time, but under Lightning keeps it
             in ``gradsched`` below the Trainer's ``default_root_dir``.
+        preempt_signals: under Lightning, the names of the signals on which the ranks finish their
+            step, save a checkpoint and exit, all in the same step; ``()`` leaves them to Lightning.
         reduction: how gradients are summed: ``"flat"`` (over all ranks at once), ``"hierarchical"``
             (inside each node, between nodes, inside again; gloo and parameters on the CPU only), or
             ``"auto"``: what the calibration finds faster, flat where nothing is measured.
+        preflight: under torchrun and SLURM, have all ranks compare how they were started and what
+            their nodes are before they form a process group; what is wrong is one report, and all
+            ranks exit.
 
     Raises:
         ValueError: a field outside its range; the message names the field and the valid values.
@@ -76,6 +82,8 @@ class GradSchedConfig:
     stall_timeout_s: float = 1800.0
     calibration_dir: str | None = None
     reduction: str = "auto"
+    preflight: bool = True
+    preempt_signals: tuple[str, ...] = ("SIGUSR1", "SIGTERM")
 
     def __post_init__(self) -> None:
         if self.planner not in PLANNER_CHOICES and not callable(self.planner):
@@ -99,6 +107,13 @@ class GradSchedConfig:
             raise ValueError(
                 f"uneven_batches: expected one of {UNEVEN_CHOICES}, got {self.uneven_batches!r}"
             )
+        object.__setattr__(self, "preempt_signals", tuple(self.preempt_signals))  # out of YAML
+        for name in self.preempt_signals:
+            if name not in Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
+                raise ValueError(
+                    "preempt_signals: expected names of signals that can be caught, such as"
+                    f" 'SIGUSR1', got {name!r}"
+                )
         if not self.stall_timeout_s > 0:
             raise ValueError(
                 f"stall_timeout_s: expected a positive number, got {self.stall_timeout_s}"

@@ -29,3 +29,7 @@ class ReductionError(GradSchedError):
 
 class ProcessGroupError(GradSchedError):
     """The ranks could not form a process group."""
+
+
+class CheckpointError(GradSchedError):
+    """A checkpoint that is damaged, that would run code, or that could not be written."""

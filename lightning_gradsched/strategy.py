@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -19,12 +21,16 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradsched import _registration
+from lightning_gradsched.checkpointing import CheckpointMixin
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.report import OverlapReport
 from lightning_gradsched.errors import GradSchedError, ProcessGroupError
+from lightning_gradsched.preemption import Preemption
+from lightning_gradsched.preflight import TIMEOUT_S, preflight
 from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.join import check_joinable
 from lightning_gradsched.runtime.scheduler import GradientScheduler
+from lightning_gradsched.slurm import StepEnvironment, in_step, is_launcher
 from lightning_gradsched.trace import write_trace
 from lightning_gradsched.uneven import PaddedLoader, pad
 
@@ -45,8 +51,10 @@ _REFUSED = {
 }
 
 
-class GradSchedMixin(_Base):
+class GradSchedMixin(CheckpointMixin, _Base):
     """The strategy, over the ``DDPStrategy`` of either distribution of Lightning."""
+
+    _step_environment: type = StepEnvironment
 
     def __init__(
         self,
@@ -65,6 +73,8 @@ class GradSchedMixin(_Base):
         **config_fields: Any,
     ) -> None:
         self.config = read_config(config, config_fields)
+        if cluster_environment is None and in_step(os.environ):
+            cluster_environment = self._step_environment()
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -82,6 +92,7 @@ class GradSchedMixin(_Base):
         self._checked_epoch = -1  # the last whose number of batches the ranks have compared
         self._has_no_loss = False  # training_step gave none, where Lightning expects one
         self._is_over = False  # this rank has no batch where others have one
+        self._preemption: Preemption | None = None
 
     @property
     def scheduler(self) -> GradientScheduler:
@@ -96,6 +107,47 @@ class GradSchedMixin(_Base):
     def report(self) -> OverlapReport:
         """The overlap report of the recorded steps; also after ``fit``."""
         return self.scheduler.report()
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        # Nodes may have unlike numbers of ranks, and Lightning knows of this node's devices only.
+        if self.parallel_devices and self.parallel_devices[0].type == "cpu":
+            return self.parallel_devices[0]
+        return super().root_device
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    @override
+    def setup_environment(self) -> None:
+        if self.config.preflight and is_launcher(self.cluster_environment):
+            assert self.lightning_module is not None
+            preflight(
+                run_dir=self.lightning_module.trainer.default_root_dir,
+                devices=self.num_processes,
+                num_nodes=self.num_nodes,
+                accelerator=self.root_device.type,
+                timeout_s=min(TIMEOUT_S, self.config.stall_timeout_s),
+            )
+        super().setup_environment()
+
+    @override
+    def setup(self, trainer: Any) -> None:
+        if self.config.preempt_signals and trainer.state.fn == TrainerFn.FITTING:
+            self._watch_signals(trainer)
+        super().setup(trainer)
+
+    def _watch_signals(self, trainer: Any) -> None:
+        if trainer.fast_dev_run:
+            return
+        if self._preemption is None:
+            self._preemption = Preemption(self.config.preempt_signals, self)
+        self._preemption.take_over(trainer)
+        if self._preemption not in trainer.callbacks:
+            trainer.callbacks.append(self._preemption)
 
     @override
     def setup_distributed(self) -> None:
@@ -122,6 +174,8 @@ class GradSchedMixin(_Base):
         self._checked_epoch, self._is_over, self._has_no_loss = -1, False, False
         # Lightning's forward is the training_step: what else calls the module may be on one rank.
         self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
+        if self._resume.plan is not None:
+            self._scheduler.restore_plan(self._resume.plan)
         self._register_ddp_hooks()
 
     @override
@@ -137,6 +191,8 @@ class GradSchedMixin(_Base):
     def process_dataloader(self, dataloader: object) -> object:
         dataloader = super().process_dataloader(dataloader)
         module = self.lightning_module
+        if module is not None and module.trainer.training:
+            self._resume.before_iterator()
         if self.config.uneven_batches == "refuse" or module is None or not module.trainer.training:
             return dataloader
         check_joinable(module, self.config.uneven_batches)
@@ -234,8 +290,15 @@ class GradSchedMixin(_Base):
         self.scheduler.prepare(closure_loss)
 
     @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        assert self.lightning_module is not None
+        self._resume.before_first_batch(self.lightning_module.trainer)
+
+    @override
     def on_train_end(self) -> None:
         super().on_train_end()
+        self.finish_checkpoints()
         # Rank 0's word for all: the report compares the ranks, so either all take part or none.
         path: str | None = self.broadcast(self.config.trace_path)
         if path is not None:
@@ -245,6 +308,8 @@ class GradSchedMixin(_Base):
     def teardown(self) -> None:
         if self._scheduler is not None:
             self._scheduler.detach()
+        if self._preemption is not None and self.lightning_module is not None:
+            self._preemption.release(self.lightning_module.trainer)
         super().teardown()
 
     @classmethod

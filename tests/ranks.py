@@ -16,9 +16,28 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# forkserver: a fork of one warm process takes tenths of a second where spawn takes many.
+from lightning_gradsched.runtime import calibration
+from tests import measured
+
+# forkserver: a fork of one warm process takes a tenth of a second where spawn takes many. What it
+# has not imported, every rank of every test would.
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "lightning.pytorch", "tests.ranks"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed",
+        "lightning.pytorch",
+        "pytest",
+        "lightning_gradsched.strategy",
+        "lightning_gradsched.fabric",
+        "tests.parity.nets",
+        "tests.ranks",
+    ]
+)
+# Sizes by which an engine under test calibrates: enough for a plan, and done in hundredths of a
+# second. Tests of the calibration itself measure all.
+FEW_SIZES = 4
+ALL_SIZES = calibration.LADDER_NBYTES
 
 
 class RankError(AssertionError):
@@ -49,12 +68,16 @@ def outcomes_of_ranks(
     """
     with tempfile.TemporaryDirectory() as folder:
         ranks = [_start(rank, n_ranks, folder, function, args) for rank in range(n_ranks)]
-        return _collect(ranks, timeout_s)
+        results = _collect(ranks, timeout_s)
+    measured.ranks_took_s = max((seconds for *_, seconds in results), default=0.0)
+    return [(how, value) for how, value, _ in results]
 
 
 def errors_of_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> list[str]:
     """The message that ``function`` raised on each rank; fails if one returned."""
-    return run_ranks(n_ranks, _error_of, function, *args)
+    errors = run_ranks(n_ranks, _error_of, function, *args)
+    measured.record(errors[0])
+    return errors
 
 
 def _error_of(rank: int, function: Callable[..., Any], *args: Any) -> str:
@@ -77,8 +100,9 @@ def _start(
     return process, receiver
 
 
-def _collect(ranks: list[tuple[Any, Connection]], timeout_s: float) -> list[tuple[str, Any]]:
-    results: list[tuple[str, Any]] = []
+def _collect(ranks: list[tuple[Any, Connection]], timeout_s: float) -> list[tuple[str, Any, float]]:
+    """How each rank ended, with what, and after how many seconds of its function."""
+    results: list[tuple[str, Any, float]] = []
     deadline = monotonic() + timeout_s
     for process, receiver in ranks:
         if wait([receiver], max(0.0, deadline - monotonic())):
@@ -86,9 +110,9 @@ def _collect(ranks: list[tuple[Any, Connection]], timeout_s: float) -> list[tupl
                 results.append(pickle.loads(receiver.recv_bytes()))
             except EOFError:
                 process.join()
-                results.append(("died", f"died with exit code {process.exitcode}"))
+                results.append(("died", f"died with exit code {process.exitcode}", 0.0))
         else:
-            results.append(("hung", f"had not ended after {timeout_s} s; killed"))
+            results.append(("hung", f"had not ended after {timeout_s} s; killed", 0.0))
     for process, _ in ranks:
         process.join(timeout=5)
         process.kill()
@@ -104,15 +128,17 @@ def _main(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    calibration.LADDER_NBYTES = ALL_SIZES[:FEW_SIZES]
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     store = dist.FileStore(os.path.join(folder, "store"), n_ranks)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=n_ranks, timeout=timedelta(seconds=40)
     )
+    start_s = monotonic()
     try:
         # By value: torch would share a tensor's memory with a process that is about to end.
-        outcome = pickle.dumps(("returned", function(rank, *args)))
+        outcome = pickle.dumps(("returned", function(rank, *args), monotonic() - start_s))
     except BaseException:
-        outcome = pickle.dumps(("raised", traceback.format_exc()))
+        outcome = pickle.dumps(("raised", traceback.format_exc(), monotonic() - start_s))
     sender.send_bytes(outcome)
     dist.destroy_process_group()

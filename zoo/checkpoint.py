@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "`ls outputs/*/*/checkpoints/`."
         )
     try:
+        _verify(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) cannot be read. Expected a whole checkpoint of "
@@ -41,6 +44,40 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{_outline(checkpoint)}. Next, use a file that `python -m zoo.train` wrote."
         )
     return checkpoint
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint below a run folder; None where there is none.
+
+    What is damaged is passed over, with a warning that names it and the one before.
+    """
+    found = sorted(run_dir.rglob("*.ckpt"), key=lambda path: -path.stat().st_mtime_ns)
+    damaged: list[str] = []
+    for path in found:
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            if damaged:
+                warnings.warn(f"{' '.join(damaged)} Resuming from {path}.", stacklevel=2)
+            return path
+    if damaged:
+        raise CheckpointError(f"no checkpoint in {run_dir} is whole: {' '.join(damaged)}")
+    return None
+
+
+def _verify(path: Path) -> None:
+    """Compare the checksums that torch.save stores, and torch.load does not look at.
+
+    Its members are not compressed, so none can claim more than the file has.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise zipfile.BadZipFile("compressed members, which torch.save never writes")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"another checksum of {damaged} than when it was written")
 
 
 def config_of(checkpoint: dict[str, Any], path: Path) -> DictConfig:

@@ -7,12 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import InstantiationException
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
-
-_MENDABLE = (MisconfigurationException, InstantiationException, OmegaConfBaseException)
-
 
 class UserError(Exception):
     """A mistake that the user can mend; its text says expected, got, and the next thing to type."""
@@ -20,6 +14,34 @@ class UserError(Exception):
 
 class DataFileError(UserError):
     """A data file is damaged, foreign, or cannot be written."""
+
+
+class TruncatedFileError(DataFileError):
+    """A data file is shorter than it was when it was written."""
+
+
+class SchemaMismatchError(DataFileError):
+    """A data file holds other datasets, shapes or types than its schema says."""
+
+
+class BadSampleError(DataFileError):
+    """A sample holds NaN, infinities, or labels out of range."""
+
+
+class EmptySplitError(UserError):
+    """A split holds no sample, or fewer than its ranks need for one step."""
+
+
+class DiskFullError(UserError):
+    """A disk, or the memory behind shared buffers, has too little room."""
+
+
+class LoaderError(UserError):
+    """A process that loads data died, or did not answer in time."""
+
+
+class ResumeError(UserError):
+    """A position within an epoch that does not fit the data, the ranks or the batches."""
 
 
 class CheckpointError(UserError):
@@ -46,19 +68,31 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *_MENDABLE) as error:
+    except mendable() as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # Flushed before exit: the launcher of rank 0 may kill this process soon after.
-        print(_paragraph(error), file=sys.stderr, flush=True)
+        rank = os.environ.get("LOCAL_RANK")
+        prefix = "" if rank is None else f"[rank {rank}] "
+        print(f"{prefix}{paragraph(error)}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 
-def _paragraph(error: BaseException) -> str:
-    """`[rank 1] NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
+def mendable() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend, this project's and those of Hydra and Lightning."""
+    # Imported here: processes that load data need the classes above, and none of these packages.
+    from hydra.errors import InstantiationException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return UserError, MisconfigurationException, InstantiationException, OmegaConfBaseException
+
+
+def paragraph(error: BaseException) -> str:
+    """`NonFiniteError: ...`; a constructor's own error is shown, not Hydra's wrapping."""
+    from hydra.errors import InstantiationException
+
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         location = str(error).rpartition("full_key: ")[2]
         error = type(error.__cause__)(f"in the configuration `{location}`: {error.__cause__}")
-    rank = os.environ.get("LOCAL_RANK")
-    prefix = "" if rank is None else f"[rank {rank}] "
-    return f"{prefix}{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"

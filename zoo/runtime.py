@@ -17,6 +17,8 @@ from lightning_utilities.core.imports import RequirementCache
 from omegaconf import DictConfig
 from rich.console import Console
 
+from zoo.launch import launched_devices
+
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -34,6 +36,8 @@ def quiet_answered_warnings() -> None:
     warnings.filterwarnings("ignore", message="Using `DistributedSampler` with the dataloaders")
     # A resumed run has a folder of its own, and a best checkpoint of its own.
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    # resume=auto goes on in the folder of the run that was interrupted.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # Lightning's own use of a torch class that is about to be renamed.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
@@ -43,7 +47,10 @@ def build_trainer(
 ) -> L.Trainer:
     """The Trainer of `config.trainer` with these callbacks and loggers (False for none)."""
     quiet_answered_warnings()
-    return instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    devices = launched_devices() if config.trainer.devices == "auto" else None
+    # Lightning takes all devices that it sees for "auto", however many ranks there are.
+    chosen = {} if devices is None else {"devices": devices}
+    return instantiate(config.trainer, callbacks=callbacks, logger=loggers, **chosen)
 
 
 def quiet_trainer(max_steps: int, precision: str = "32-true") -> L.Trainer:

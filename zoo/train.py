@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -12,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from zoo.callback.store_config import StoreConfig
-from zoo.checkpoint import read_checkpoint, require_fit
+from zoo.checkpoint import newest_checkpoint, read_checkpoint, require_fit
 from zoo.errors import user_errors
 from zoo.files import written_whole
+from zoo.launch import check_launch, require_plugins, shared_errors
 from zoo.runtime import (
     CONFIG_DIR,
     build_loggers,
@@ -39,12 +41,14 @@ def train(config: DictConfig) -> None:
     Raises:
         UserError: the data, the checkpoint to resume from, or the numbers are no good.
     """
+    check_launch(config)
     limit_threads(config.threads_per_rank)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model, datamodule = instantiate(config.model), instantiate(config.data)
     # Before other ranks are started: they would wait for a rank that a bad file has stopped.
-    resume = _resumable(config.resume, model)
-    datamodule.prepare_data()
+    with shared_errors(config):
+        model, datamodule = instantiate(config.model), instantiate(config.data)
+        resume = _resumable(config, model)
+        datamodule.prepare_data()
     trainer = _trainer(config)
     trainer.fit(model, datamodule, ckpt_path=resume)
     checkpoint = _save_last(trainer, Path(config.run_dir))
@@ -52,12 +56,15 @@ def train(config: DictConfig) -> None:
     _report(config, model, datamodule, checkpoint)
 
 
-def _resumable(path: str | None, model: L.LightningModule) -> Path | None:
+def _resumable(config: DictConfig, model: L.LightningModule) -> Path | None:
     """The checkpoint to resume from, checked; None to start anew."""
-    if path is None:
-        return None
-    require_fit(read_checkpoint(Path(path)), model, Path(path))
-    return Path(path)
+    if config.resume == "auto":
+        path = newest_checkpoint(Path(config.run_dir))
+    else:
+        path = None if config.resume is None else Path(config.resume)
+    if path is not None:
+        require_fit(read_checkpoint(path), model, path)
+    return path
 
 
 def _trainer(config: DictConfig) -> L.Trainer:
@@ -107,4 +114,6 @@ def _report(
 
 
 if __name__ == "__main__":
+    with user_errors():
+        require_plugins(sys.argv[1:])
     main()

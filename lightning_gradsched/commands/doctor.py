@@ -4,6 +4,7 @@ Alone it tells of this machine. Started as the job will be, on every rank, it me
 and predicts what plans leave exposed for a module, an experiment or a stored profile:
 
     torchrun --nproc-per-node 2 --no-python gradsched doctor
+    srun gradsched doctor --devices 4 --num-nodes 2 --run-dir outputs
     srun gradsched doctor --module package.module:factory --input 8,3,224,224
     torchrun --nproc-per-node 2 --no-python gradsched doctor --experiment super_resolution
 """
@@ -43,6 +44,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--input", type=_shape, help="shape of --module's example input, as 8,3,24,24")
     add("--backend", choices=("gloo", "nccl"), help="default: nccl where there is a GPU")
     add("--timeout-s", type=float, default=60.0, help="the longest wait for another rank")
+    add("--run-dir", default=".", help="the folder that the job will write to; default: this one")
+    add("--devices", help="ranks on each node that the job expects")
+    add("--num-nodes", type=int, help="nodes that the job expects")
 
 
 def run(args: Namespace) -> int:
@@ -52,6 +56,7 @@ def run(args: Namespace) -> int:
         ModelError: the module or experiment cannot be built, or its step does not work.
         ProfileError: the profile cannot be read, or there is something to plan for and no network.
         ProcessGroupError: the ranks do not come together within the time.
+        SystemExit: the pre-flight has found something, and printed it.
     """
     from lightning_gradsched.commands.doctor_lines import machine_lines, network_lines, plan_lines
     from lightning_gradsched.runtime.topology import launch_of
@@ -69,6 +74,10 @@ def run(args: Namespace) -> int:
     if launch is None:
         print(f"network    not measured: {_how_to_launch()}")
         return 0
+    agreement = _preflight(args)
+    if speaks:
+        print(f"pre-flight {agreement}", flush=True)
+    launch = launch_of(os.environ) or launch  # now with a free port
     with _joined(launch, args.backend, args.timeout_s) as device:
         network, measured = _measure(model, device, args.timeout_s)
     if speaks:
@@ -76,6 +85,25 @@ def run(args: Namespace) -> int:
         if profile := profile or measured:
             print("\n".join(plan_lines(profile, network)))
     return 0
+
+
+def _preflight(args: Namespace) -> str:
+    """What all ranks agree on, in words. Collective."""
+    from lightning_gradsched.preflight import preflight
+
+    agreement = preflight(
+        run_dir=args.run_dir,
+        devices=args.devices,
+        num_nodes=args.num_nodes,
+        accelerator="cpu" if args.backend == "gloo" else "auto",
+        timeout_s=args.timeout_s,
+    )
+    if agreement is None:
+        return "left out: a shell in a SLURM job"
+    return (
+        f"{agreement.n_ranks} ranks on {agreement.n_nodes} nodes: one world size, versions,"
+        f" checkouts, clock and folder ({agreement.run_dir}), and ways between the nodes"
+    )
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.graph import accumulate_node
+from lightning_gradsched.runtime.signals import Signal
 
 # More gradients than any bucket has: it closes at the end of backward and not before.
 HOLD = 1 << 60
@@ -85,14 +86,16 @@ class Bucket(Tally):
     """One group's flat buffer: its gradients in order, then one count a parameter.
 
     A parameter whose reduced count is zero was used by no rank, and its ``.grad`` stays what it
-    was. The counts ride at the end of ``flat``, in the same all-reduce, unless they are kept apart
-    from what others than the engine shall see. ``flat`` lives as long as the plan, and ``.grad`` of
-    its parameters are views of it between a reduction and the next ``zero_grad``.
+    was. Behind the counts there may be signals (see runtime/signals.py). This tail rides at the end
+    of ``flat``, in the same all-reduce, unless it is kept apart from what others than the engine
+    shall see. ``flat`` lives as long as the plan, and ``.grad`` of its parameters are views of it
+    between a reduction and the next ``zero_grad``.
     """
 
     number: int
     slots: Sequence[Slot]
     counts_apart: bool = False
+    n_signals: int = 0
     in_flight: bool = False
     # Kept until the next one, or the end of gloo's threads: they let go of a work after its waiter
     # has gone on, and the last to let go needs the interpreter. If that is ending, the process
@@ -102,7 +105,7 @@ class Bucket(Tally):
     # hook's. From the work's end to ``publish``.
     result: Tensor | None = None
     flat: Tensor = field(init=False)
-    counts: Tensor = field(init=False)
+    tail: Tensor = field(init=False)  # a count a parameter, then the signals
     views: list[Tensor] = field(init=False)
     _absent: list[int] = field(init=False, default_factory=list)
 
@@ -115,14 +118,14 @@ class Bucket(Tally):
     def _lay_out(self) -> None:
         first = self.slots[0].param
         sizes = [slot.param.numel() for slot in self.slots]
-        n_counts = len(sizes)
+        n_tail = len(sizes) + self.n_signals
         zeros = partial(torch.zeros, dtype=first.dtype, device=first.device)
         if self.counts_apart:
-            self.flat, self.counts = zeros(sum(sizes)), zeros(n_counts)
+            self.flat, self.tail = zeros(sum(sizes)), zeros(n_tail)
             pieces = self.flat.split(sizes)
         else:
-            self.flat = zeros(sum(sizes) + n_counts)
-            *pieces, self.counts = self.flat.split([*sizes, n_counts])
+            self.flat = zeros(sum(sizes) + n_tail)
+            *pieces, self.tail = self.flat.split([*sizes, n_tail])
         self.views = [
             _shaped_like(slot.param, piece) for slot, piece in zip(self.slots, pieces, strict=True)
         ]
@@ -151,34 +154,58 @@ class Bucket(Tally):
         self.result = None
         self._absent = self._find_absent()
         self._gather()
-        self.counts.fill_(1)
+        self.tail.fill_(1)
         if self._absent:
-            self.counts[self._absent] = 0
+            self.tail[self._absent] = 0
+
+    @torch.no_grad()
+    def say(self, signals: Collection[Signal]) -> None:
+        """After ``fill``: have this rank signal these, and no others."""
+        said = self.tail[len(self.slots) :]
+        said.zero_()
+        for signal in signals:
+            said[signal] = 1
+
+    @torch.no_grad()
+    def signals(self) -> frozenset[Signal]:
+        """After the reduction: what any rank has signalled; nothing where a rank sent NaN."""
+        self._receive()
+        sums = self.tail[len(self.slots) :].abs().tolist()
+        return frozenset(signal for signal, total in zip(Signal, sums, strict=True) if total > 0)
+
+    def place_of(self, signal: Signal) -> Tensor:
+        """After the reduction: its sum over the ranks, [1], which the host need not know yet."""
+        self._receive()
+        index = len(self.slots) + signal
+        return self.tail[index : index + 1]
 
     @torch.no_grad()
     def void(self) -> None:
-        """After ``fill``: send NaN, in the gradients' place and the counts'."""
+        """After ``fill``: send NaN, in the place of the gradients, the counts and the signals."""
         self.flat.mul_(nan)
+        self.tail.mul_(nan)
 
     def _find_absent(self) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
-        came = self.kept | self.arrived.keys()
-        used = {slot for slot in came if slot.param.grad is not None}
-        if len(used) == len(self.slots):
-            return []
-        return [i for i, slot in enumerate(self.slots) if slot not in used]
+        all_arrived = len(self.arrived) == len(self.slots)
+        came = self.arrived if all_arrived else self.kept | self.arrived.keys()
+        return [
+            i for i, slot in enumerate(self.slots) if slot.param.grad is None or slot not in came
+        ]
 
     def _gather(self) -> None:
         self._set_absent_aside()
         moves = [
-            (view, slot.param.grad)
+            (view, grad, slot.param)
             for slot, view in zip(self.slots, self.views, strict=True)
-            if slot.param.grad is not None and slot.param.grad is not view
+            if (grad := slot.param.grad) is not None and grad is not view
         ]
         if moves:
-            self._copy(moves)
+            views, grads, params = zip(*moves, strict=True)
+            self._copy(views, grads)
             # Now, so that autograd's own gradients are freed as backward goes on.
-            self._point_to_views(self._absent)
+            for param, view in zip(params, views, strict=True):
+                param.grad = view
 
     def _set_absent_aside(self) -> None:
         """An absent member adds zeros, or the ``.grad`` it has kept from before.
@@ -192,8 +219,7 @@ class Bucket(Tally):
             elif param.grad is view:
                 param.grad = view.clone()
 
-    def _copy(self, moves: Sequence[tuple[Tensor, Tensor]]) -> None:
-        views, grads = zip(*moves, strict=True)
+    def _copy(self, views: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
         if any(grad.is_sparse for grad in grads):
             sparse = [s.name for s in self.slots if getattr(s.param.grad, "is_sparse", False)]
             raise ReductionError(
@@ -206,14 +232,18 @@ class Bucket(Tally):
     @torch.no_grad()
     def publish(self) -> None:
         """Make ``.grad`` of each member that any rank used the view of the reduced buffer."""
+        self._receive()
+        self._point_to_views(self._unused_everywhere() if self._absent else ())
+
+    def _receive(self) -> None:
         if self.result is not None:
             self._take(self.result)
             self.result = None
-        self._point_to_views(self._unused_everywhere() if self._absent else ())
 
     def _point_to_views(self, but: Container[int]) -> None:
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
-            if i not in but:
+            # Most are pointed there since they were filled; to look is quicker than to set.
+            if slot.param.grad is not view and i not in but:
                 slot.param.grad = view
 
     def _take(self, result: Tensor) -> None:
@@ -225,7 +255,7 @@ class Bucket(Tally):
 
     def _unused_everywhere(self) -> set[int]:
         # Read only where this rank lacks a member: on a GPU it waits for the reduction.
-        counts = self.counts.abs().tolist()
+        counts = self.tail.abs().tolist()
         return {i for i in self._absent if counts[i] == 0}
 
 
@@ -241,7 +271,7 @@ class SparseBucket(Bucket):
     def _lay_out(self) -> None:
         (slot,) = self.slots
         self.flat = _no_rows(slot.param)
-        self.counts = torch.zeros(1, device=slot.param.device)
+        self.tail = torch.zeros(1 + self.n_signals, device=slot.param.device)
         self.views = [self.flat]
 
     def _gather(self) -> None:

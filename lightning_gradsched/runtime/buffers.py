@@ -74,7 +74,8 @@ class BufferSync:
             self._collectives.broadcast_coalesced(buffers)
         except RuntimeError as error:
             raise ReductionError(
-                f"the broadcast of {len(buffers)} buffers before a forward did not finish: {error}."
+                f"the broadcast of {len(buffers)} buffers before a forward did not finish:"
+                f" {str(error).rstrip('.')}."
                 " Another rank has failed, is slower than stall_timeout_s, or runs other forwards"
                 " in training mode; if so, set broadcast_buffers=False."
             ) from error

@@ -72,16 +72,25 @@ class GradBucket:
 class HookTransport:
     """Gives each bucket to ``hook(state, bucket)``; the future that it returns brings the mean.
 
-    ``timeout_s`` bounds the wait for each future.
+    ``timeout_s`` bounds the wait for each future. ``missing``: in words, which ranks do not answer;
+    asked where a hook's own collective has failed.
     """
 
     counts_apart = True  # a hook may take norms of the buffer, resize it, or send part of it
 
-    def __init__(self, network: AllReduce, state: Any, hook: CommHook, timeout_s: float) -> None:
+    def __init__(
+        self,
+        network: AllReduce,
+        state: Any,
+        hook: CommHook,
+        timeout_s: float,
+        missing: Callable[[], str],
+    ) -> None:
         self.name = hook_name(hook)
         self._network = network
         self._hook = partial(hook, state)
         self._timeout_s = timeout_s
+        self._missing = missing
         self._index_of: dict[tuple[str, ...], int] = {}
         self._waiting: deque[HookWork] = deque()
         self._running: HookWork | None = None
@@ -99,7 +108,7 @@ class HookTransport:
 
     def _start(self, bucket: Bucket, seen: GradBucket) -> tuple[Work, Future[Any]]:
         """Issue the counts, then whatever the hook does; the future holds the hook's result."""
-        counts = self._network.all_reduce(bucket.counts)
+        counts = self._network.all_reduce(bucket.tail)
         with torch.no_grad():
             future = self._hook(seen)
         if not isinstance(future, torch._C.Future):  # the base of Python's
@@ -107,7 +116,13 @@ class HookTransport:
         return counts, future
 
     def finish(self, work: HookWork) -> None:
-        """Wait until ``work`` has ended, and before it all that were sent before it."""
+        """Wait until ``work`` has ended, and before it all that were sent before it.
+
+        Raises:
+            ReductionError: a hook has failed.
+            RuntimeError: a future is not complete after ``timeout_s``. Whoever waits here can find
+                out which rank is missing: see ``Watchdog.wait``.
+        """
         while not work.is_completed():
             self._advance()
             if self._running is None:
@@ -115,12 +130,16 @@ class HookTransport:
             try:
                 self._running.wait_for_result(self._timeout_s)
             except Exception as error:
-                name, self._running = self._running.name, None
+                failed = f"communication hook {self.name!r} failed on {self._running.name}: "
+                self._running = None
                 # Their collectives could meet others of ranks where no hook has failed.
                 self._waiting.clear()
+                if isinstance(error, TimeoutError):
+                    raise RuntimeError(failed + str(error)) from error
+                # What torch.distributed raises is one; so may be what the user's code raises.
+                missing = self._missing() if isinstance(error, RuntimeError) else ""
                 raise ReductionError(
-                    f"communication hook {self.name!r} failed on {name}:"
-                    f" {type(error).__name__}: {error}"
+                    f"{failed}{type(error).__name__}: {error} {missing}".rstrip()
                 ) from error
 
     def _advance(self) -> None:
@@ -166,7 +185,7 @@ class HookWork:
         self._start = None
 
     def wait(self) -> None:
-        """Raises ``ReductionError`` if this bucket's hook, or one before it, failed or is stuck."""
+        """Raises as ``HookTransport.finish``, also for a hook that was sent before this one."""
         self._transport.finish(self)
         assert self._future is not None
         assert self._counts is not None
@@ -179,10 +198,7 @@ class HookWork:
     def wait_for_result(self, timeout_s: float) -> None:
         """Raises what the hook raised; ``TimeoutError`` if its future does not complete."""
         if not self._ended.wait(timeout_s):
-            raise TimeoutError(
-                f"its future was not complete after {timeout_s:g} s. Another rank has failed or is"
-                " slower than stall_timeout_s; see the first error among the ranks' logs."
-            )
+            raise TimeoutError(f"its future was not complete after {timeout_s:g} s")
         if self._error is not None:
             raise self._error
 

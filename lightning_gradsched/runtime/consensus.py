@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from itertools import zip_longest
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from lightning_gradsched.errors import ConsensusError, PlanError
 from lightning_gradsched.runtime.collectives import Collectives
 
 Result = TypeVar("Result")
+# What compares by itself; all else by its name.
+_PLAIN = (str, int, float, tuple, type(None))
 
 
 # Fields of the configuration that a rank may have for itself; all others decide what is sent.
@@ -30,7 +33,7 @@ def settings_to_agree(config: GradSchedConfig) -> dict[str, Any]:
     """Every field that must be the same on all ranks, by name; a function by its own name."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {
-        name: value if isinstance(value, (str, int, float, type(None))) else _name_of(value)
+        name: value if isinstance(value, _PLAIN) else _name_of(value)
         for name, value in values.items()
         if name not in LOCAL_SETTINGS
     }
@@ -50,11 +53,36 @@ def check_settings(collectives: Collectives, settings: Mapping[str, Any]) -> Non
 
 def check_parameters(collectives: Collectives, params: Mapping[str, Tensor]) -> None:
     """Raise ``ConsensusError`` on every rank unless all hold the same trainable parameters."""
-    table = [
-        [name, list(p.shape), str(p.dtype).removeprefix("torch."), list(p.stride())]
-        for name, p in params.items()
-    ]
-    _check_same(collectives, table, "the trainable parameters", _explain_parameters)
+    explain = partial(_explain_tensors, kind="trainable parameter")
+    _check_same(collectives, _table(params), "the trainable parameters", explain)
+
+
+def check_state(collectives: Collectives, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``ConsensusError`` on every rank unless all hold the same tensors that do not train.
+
+    They are copied from one rank to all others at the start.
+    """
+    explain = partial(_explain_tensors, kind="frozen parameter or buffer")
+    _check_same(collectives, _table(tensors), "frozen parameters and buffers", explain)
+
+
+def check_unfrozen(collectives: Collectives, params: Mapping[str, Tensor]) -> None:
+    """Raise ``ConsensusError`` on every rank unless all begin to train the same parameters now."""
+    _check_same(collectives, _table(params), "the unfrozen parameters", _explain_unfrozen)
+
+
+def raise_out_of_step(collectives: Collectives, n_reduced: int) -> None:
+    """Raise ``ConsensusError``: not all ranks plan anew after the ``n_reduced``-th backward.
+
+    All ranks must have found so.
+    """
+    counts = collectives.gather(n_reduced, "the number of backwards of each rank")
+    told = ", ".join(f"{n} on rank {r}" for r, n in zip(collectives.ranks, counts, strict=True))
+    raise ConsensusError(
+        "expected all ranks to plan anew after the same backward, got one after which only some do:"
+        f" the ranks are out of step. They have reduced {told} backwards. A rank that caught an"
+        " exception in backward must not go on alone: let the job end, or catch it on all ranks."
+    )
 
 
 def check_batches(collectives: Collectives, n_batches: float) -> None:
@@ -77,8 +105,8 @@ def on_all_or_none(collectives: Collectives, what: str, compute: Callable[[], Re
     if collectives.max([int(bool(fault))], f"the outcome of {what}") == [0]:
         return cast(Result, result)
     faults = collectives.gather(fault, f"the outcome of {what}")
-    rank = next(i for i, text in enumerate(faults) if text)
-    raise PlanError(f"{what} failed on rank {rank}: {faults[rank]}")
+    index = next(i for i, text in enumerate(faults) if text)
+    raise PlanError(f"{what} failed on rank {collectives.ranks[index]}: {faults[index]}")
 
 
 def agree_order(collectives: Collectives, names: Sequence[str], seen: Sequence[str]) -> list[str]:
@@ -116,25 +144,26 @@ def agree_on_fastest(
     n_ranks, rank = collectives.world_size, collectives.rank
     local = [-(int(1e9 * value) * n_ranks + rank) for row in seconds for value in row]
     least = iter(collectives.max(local) if local else [])
-    return [[_fastest(-next(least), n_ranks) for _ in row] for row in seconds]
+    return [[_fastest(-next(least), collectives.ranks) for _ in row] for row in seconds]
 
 
-def _fastest(coded: int, n_ranks: int) -> Fastest:
-    ns, rank = divmod(coded, n_ranks)
-    return Fastest(1e-9 * ns, rank)
+def _fastest(coded: int, ranks: Sequence[int]) -> Fastest:
+    ns, index = divmod(coded, len(ranks))
+    return Fastest(1e-9 * ns, ranks[index])
 
 
-def _explain_recorded(recorded: Sequence[list[Any]]) -> str:
-    other = next(rank for rank, value in enumerate(recorded) if value != recorded[0])
-    return (
-        "expected all ranks to have recorded the same steps, got steps"
-        f" {recorded[0][0]} since the plan was made on rank 0 and {recorded[other][0]} on rank"
-        f" {other}: give all ranks the same record_every_n_steps"
-    )
+class Unlike(NamedTuple):
+    """What the group's first rank has, and what the first one that differs from it has."""
+
+    first: int
+    has: Any
+    other: int
+    other_has: Any
+    all_have: list[Any]  # by rank of the group
 
 
 def _check_same(
-    collectives: Collectives, value: Any, subject: str, explain: Callable[[Sequence[Any]], str]
+    collectives: Collectives, value: Any, subject: str, explain: Callable[[Unlike], str]
 ) -> None:
     """Compare digests by one small all-reduce; gather the values only to explain a difference."""
     canonical = json.dumps(value)
@@ -142,43 +171,75 @@ def _check_same(
     what = f"the agreement on {subject}"
     low, high = collectives.min_and_max(digest, what)
     if low != high:
-        texts = collectives.gather(canonical, what)
-        raise ConsensusError(explain([json.loads(text) for text in texts]))
+        values = [json.loads(text) for text in collectives.gather(canonical, what)]
+        i = next(i for i, other in enumerate(values) if other != values[0])
+        ranks = collectives.ranks
+        raise ConsensusError(explain(Unlike(ranks[0], values[0], ranks[i], values[i], values)))
 
 
-def _explain_settings(settings: Sequence[dict[str, Any]]) -> str:
-    other = next(rank for rank, value in enumerate(settings) if value != settings[0])
+def _table(tensors: Mapping[str, Tensor]) -> list[list[Any]]:
+    return [
+        [name, list(t.shape), str(t.dtype).removeprefix("torch."), list(t.stride())]
+        for name, t in tensors.items()
+    ]
+
+
+def _explain_recorded(ranks: Unlike) -> str:
+    return (
+        f"expected all ranks to have recorded the same steps, got steps {ranks.has[0]} since the"
+        f" plan was made on rank {ranks.first} and {ranks.other_has[0]} on rank {ranks.other}:"
+        " give all ranks the same record_every_n_steps"
+    )
+
+
+def _explain_settings(ranks: Unlike) -> str:
     unlike = [
-        f"{name} is {settings[0].get(name)!r} on rank 0 and {settings[other].get(name)!r} on rank"
-        f" {other}"
-        for name in settings[0]
-        if settings[0].get(name) != settings[other].get(name)
+        f"{name} is {value!r} on rank {ranks.first} and {ranks.other_has.get(name)!r} on rank"
+        f" {ranks.other}"
+        for name, value in ranks.has.items()
+        if value != ranks.other_has.get(name)
     ]
     return f"the ranks have different settings: {'; '.join(unlike)}. Give all ranks the same."
 
 
-def _explain_batches(n_batches: Sequence[float]) -> str:
-    least = min(n_batches)
+def _explain_batches(ranks: Unlike) -> str:
+    least = min(ranks.all_have)
     return (
-        f"expected all ranks to have as many training batches, got {list(n_batches)} by rank: those"
+        f"expected all ranks to have as many training batches, got {ranks.all_have} by rank: those"
         " with more would wait for the others. Let Lightning's DistributedSampler cut the data"
         f" evenly (use_distributed_sampler=True), set Trainer(limit_train_batches={least:g}), or"
         " train on all of them by GradSchedStrategy(uneven_batches='active')."
     )
 
 
-def _explain_parameters(tables: Sequence[list[list[Any]]]) -> str:
-    other = next(rank for rank, table in enumerate(tables) if table != tables[0])
-    ours, theirs = tables[0], tables[other]
+def _explain_tensors(ranks: Unlike, kind: str) -> str:
     index = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
+        (i for i, (a, b) in enumerate(zip(ranks.has, ranks.other_has, strict=False)) if a != b),
+        min(len(ranks.has), len(ranks.other_has)),
     )
     return (
-        f"the ranks hold different models: trainable parameter {index} is"
-        f" {_describe(ours, index)} on rank 0 and {_describe(theirs, index)} on rank {other}."
+        f"the ranks hold different models: {kind} {index} is"
+        f" {_describe(ranks.has, index)} on rank {ranks.first} and"
+        f" {_describe(ranks.other_has, index)} on rank {ranks.other}."
         " Build the same model on every rank: same configuration, same code, same frozen layers."
     )
+
+
+def _explain_unfrozen(ranks: Unlike) -> str:
+    ours, theirs = ([row[0] for row in table] for table in (ranks.has, ranks.other_has))
+    if ours == theirs:
+        return _explain_tensors(ranks, kind="unfrozen parameter")
+    return (
+        f"expected all ranks to unfreeze the same parameters before the same backward, got"
+        f" {_names(ours)} on rank {ranks.first} and {_names(theirs)} on rank {ranks.other}. None of"
+        " their gradients has been sent. Set requires_grad alike on every rank: by step or epoch,"
+        " not by what a rank has measured on its own."
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more if names else "none"
 
 
 def _describe(table: list[list[Any]], index: int) -> str:
@@ -188,12 +249,12 @@ def _describe(table: list[list[Any]], index: int) -> str:
     return f"{name!r} of shape {tuple(shape)}, {dtype}, strides {tuple(stride)}"
 
 
-def _explain_plan(plans: Sequence[list[Any]]) -> str:
-    other = next(rank for rank, plan in enumerate(plans) if plan != plans[0])
-    pairs = zip_longest(plans[0][1], plans[other][1])
+def _explain_plan(ranks: Unlike) -> str:
+    (ours, groups), (theirs, other_groups) = ranks.has, ranks.other_has
+    pairs = zip_longest(groups, other_groups)
     first = next((f"{a} against {b}" for a, b in pairs if a != b), "their name")
     return (
-        f"the ranks made different plans: rank 0 has {plans[0][0]!r} of {len(plans[0][1])} groups,"
-        f" rank {other} has {plans[other][0]!r} of {len(plans[other][1])}; the first that differs"
+        f"the ranks made different plans: rank {ranks.first} has {ours!r} of {len(groups)} groups,"
+        f" rank {ranks.other} has {theirs!r} of {len(other_groups)}; the first that differs"
         f" is {first}. A planner must decide from its arguments alone: no set's order, no chance."
     )

@@ -31,6 +31,11 @@ class FillOrderWatch:
         self._filled.append(group)
         self._waited |= waits
 
+    @property
+    def is_judged_next(self) -> bool:
+        """Whether the next ``step_ended`` comes to a collective."""
+        return len(self._digests) + 1 >= WATCHED_STEPS
+
     def step_ended(self) -> Verdict:
         """What to do about the schedule; the same on all ranks. Collective."""
         digest = hashlib.sha256(repr(self._filled).encode()).digest()[:7]

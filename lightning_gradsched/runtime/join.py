@@ -65,7 +65,7 @@ class Join:
             if not self._has_skipped:
                 raise GradSchedError(
                     "expected skip_backward() for the batch of None that join gave to rank"
-                    f" {self._collectives.rank}, got no call: where a batch is None, call"
+                    f" {self._collectives.global_rank}, got no call: where a batch is None, call"
                     " scheduler.skip_backward() instead of forward and backward"
                 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,6 @@ from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
 from lightning_gradsched.runtime.reduction import Reduction
-from lightning_gradsched.runtime.sparse import sparse_parameters
 from lightning_gradsched.runtime.trial import PlanTrial
 
 TRIED_PLANS = 4
@@ -45,13 +45,14 @@ class Planning:
         self, module: nn.Module, config: GradSchedConfig, collectives: Collectives, clock: Clock
     ) -> None:
         self._module = module
-        self._sparse = sparse_parameters(module)
+        self._sparse: Container[str] = ()
         self._config = config
         self._collectives = collectives
         self._clock = clock
         self._params: Mapping[str, Tensor] = {}
         self._trial: PlanTrial | None = None
         self._decided: GroupPlan | None = None  # by measurement, for the next backward
+        self._restored: GroupPlan | None = None  # likewise, of a run before, without measurement
         self.plan: GroupPlan | None = None
         self.schedule: ReductionSchedule | None = None
         self.profiler: StepProfiler | None = None  # while steps are being measured
@@ -62,11 +63,15 @@ class Planning:
         )
         self.network, self._cost = self.reduction.network, self.reduction.cost
 
-    def start(self, params: Mapping[str, Tensor]) -> None:
-        """Plan for these parameters; what was measured of fewer is forgotten."""
+    def start(self, params: Mapping[str, Tensor], sparse: Container[str]) -> None:
+        """Plan for these parameters; what was measured of fewer is forgotten.
+
+        ``sparse``: names of those whose gradients are sparse.
+        """
         self.close()
-        self._params = params
+        self._params, self._sparse = dict(params), sparse
         self.profile, self._trial, self._decided, self.tried = None, None, None, ()
+        self._restored = None
         if self.network is not None:
             self.profiler = StepProfiler(self._module, params, self._clock)
 
@@ -80,6 +85,10 @@ class Planning:
         """The plan in force from now on; ``seen``: names in local ready order."""
         if self.profile is not None and self._decided is not None:
             profile, plan = self.profile, self._decided
+        elif self._restored is not None:
+            plan, self._restored = self._restored, None
+            profiles = _param_profiles(self._params, self._sparse)
+            profile = BackwardProfile(tuple(profiles[n] for group in plan.groups for n in group))
         else:
             order = consensus.agree_order(self._collectives, list(self._params), seen)
             profiles = _param_profiles(self._params, self._sparse)
@@ -91,11 +100,50 @@ class Planning:
         self.plan, self.schedule = plan, lower(plan)
         return self.plan, self.schedule
 
+    def state(self) -> dict[str, Any] | None:
+        """The plan in force, for a later run; None while it is still being looked for."""
+        if self.plan is None or self.profiler is not None or self._trial is not None:
+            return None
+        profile = None if self.profile is None else self.profile.to_json()
+        return {
+            "settings": _deciding(self._config, self._collectives.world_size),
+            "planner": self.plan.planner,
+            "groups": [list(group) for group in self.plan.groups],
+            "profile": profile,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Go on with the plan of ``state``; False where it is of other parameters or settings."""
+        params = _param_profiles(self._params, self._sparse)
+        plan = GroupPlan(state["planner"], tuple(map(tuple, state["groups"])))
+        names = [name for group in plan.groups for name in group]
+        same = state["settings"] == _deciding(self._config, self._collectives.world_size)
+        if not same or sorted(names) != sorted(params):
+            return False
+        self.close()
+        if state["profile"] is None:
+            self._restored = plan
+        else:
+            self.profile, self._decided = BackwardProfile.from_json(state["profile"]), plan
+        return True
+
     def predicted(self) -> Timeline | None:
         """What the cost model expects of the plan in force; local, not collective."""
         if self.plan is None or self.schedule is None or self.profile is None:
             return None
         return simulate(self.schedule, self.plan, self.profile, self._cost)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the plan in force, or the next one that is made, is to stay."""
+        return self.profiler is None and self._trial is None
+
+    @property
+    def is_due_next(self) -> bool:
+        """Whether ``step_ended`` will ask for a plan after the backward that runs. Local."""
+        if self.profiler is not None:
+            return self.profiler.is_done_next
+        return self._trial is not None and self._trial.is_over_next
 
     def step_ended(self) -> bool:
         """Whether the next backward shall ask for another plan."""
@@ -145,6 +193,12 @@ class Planning:
         if isinstance(planner, str):
             return planner_named(planner, group_nbytes=self._config.group_nbytes)
         return planner
+
+
+def _deciding(config: GradSchedConfig, world_size: int) -> str:
+    """What a plan depends on besides the parameters, to be compared."""
+    values = (config.planner_name, config.group_nbytes, config.reduce_dtype, world_size)
+    return ", ".join(map(str, values))
 
 
 def _measures(config: GradSchedConfig, world_size: int) -> bool:

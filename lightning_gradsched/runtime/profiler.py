@@ -63,6 +63,11 @@ class StepProfiler:
     def is_done(self) -> bool:
         return len(self._steps) == MEASURED_STEPS
 
+    @property
+    def is_done_next(self) -> bool:
+        """Whether the next ``step_ended`` makes it done."""
+        return self._n_warm_up == 0 and len(self._steps) + 1 == MEASURED_STEPS
+
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Hooks -> buckets -> schedule -> collectives.
+"""Hooks -> buckets: the cycle of one backward. What becomes of full buckets is in launches.py.
 
 [Note: one backward] A cycle opens when the backward of the loss begins and closes in a callback
 that autograd runs when all of it has ended, nested backwards included. In between, each parameter's
@@ -18,10 +18,6 @@ one begins, its groups that are not launched are sent as NaN: where all ranks we
 Ctrl-C or by the same error, each wherever it was, they are in step again; and a rank that was not
 cannot take the mean of a part for that of all. (Where the ranks negotiate they need not: a round is
 given up by all.)
-
-[Note: whose turn] By a static schedule a full bucket's turn comes when those before it have been
-launched. Where the ranks negotiate, a full bucket is filled at once and handed over; the control
-thread launches it when all ranks have it (see runtime/readiness.py).
 """
 
 from __future__ import annotations
@@ -29,7 +25,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
-from functools import partial
 from itertools import chain
 
 import torch
@@ -41,22 +36,11 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ReductionError
-from lightning_gradsched.runtime.anomaly import NanWatch
-from lightning_gradsched.runtime.bucket import (
-    HOLD,
-    Bucket,
-    Origin,
-    Slot,
-    SparseBucket,
-    Tally,
-)
-from lightning_gradsched.runtime.collectives import AllReduce, Work
-from lightning_gradsched.runtime.fill_order import FillOrderWatch
+from lightning_gradsched.runtime.bucket import HOLD, Bucket, Origin, Slot, Tally
+from lightning_gradsched.runtime.collectives import AllReduce
 from lightning_gradsched.runtime.graph import ready_order, will_run
+from lightning_gradsched.runtime.launches import Launches
 from lightning_gradsched.runtime.profiler import StepProfiler
-from lightning_gradsched.runtime.readiness import Negotiation
-from lightning_gradsched.runtime.recorder import Recorder
-from lightning_gradsched.runtime.transport import AllReduceTransport, Transport
 
 # Names in local ready order -> the plan and schedule that all ranks agreed on. Collective.
 Plan = Callable[[Sequence[str]], tuple[GroupPlan, ReductionSchedule]]
@@ -71,7 +55,7 @@ class State(Enum):
 class Reducer:
     """Averages gradients over the ranks while each backward runs.
 
-    ``after_reduction`` is called at the end of every backward that was reduced.
+    ``after_reduction`` is called after every backward that was reduced.
     """
 
     def __init__(
@@ -81,18 +65,14 @@ class Reducer:
         plan: Plan,
         after_reduction: Callable[[], None] = lambda: None,
     ) -> None:
-        self.transport: Transport = AllReduceTransport(network)
+        self.launches = Launches(network)
+        self.profiler: StepProfiler | None = None
         self._plan = plan
         self._after_reduction = after_reduction
         self._unplanned = Tally()
         self._slots: dict[str, Slot] = {}
         self._handles: list[RemovableHandle] = []
-        self._launch_order: list[Bucket] = []
-        self._turns: dict[Bucket, int] = {}  # their places in it
-        self._wait_order: list[Bucket] = []
         self._n_reduced = 0  # backwards
-        self._launched: list[Bucket] = []  # in this order; until they have been waited for
-        self._negotiation: Negotiation | None = None
         self._state = State.IDLE
         self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
         self._announced = False  # whether the running cycle's root has been seen
@@ -100,23 +80,17 @@ class Reducer:
         self._was_partial = False  # some backward has not reached all parameters
         # What the engine says that this backward will reach; None where it need not be asked.
         self._coming: set[Slot] | None = None
-        self.recorder: Recorder | None = None
-        self.profiler: StepProfiler | None = None
-        self.nan_watch: NanWatch | None = None
-        # How to wait for a work; its bucket is for errors.
-        self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
-        self.fill_order: FillOrderWatch | None = None
         self.add(params)
 
     @property
     def buckets(self) -> Sequence[Bucket]:
         """In launch order; empty before the first backward."""
-        return self._launch_order
+        return self.launches.order
 
     @property
-    def has_in_flight(self) -> bool:
-        """Whether groups have been launched and not been waited for."""
-        return bool(self._launched)
+    def n_reduced(self) -> int:
+        """How many backwards have been reduced."""
+        return self._n_reduced
 
     def progress(self) -> str:
         """What it is doing, for other ranks' errors; may be asked by any thread."""
@@ -134,6 +108,21 @@ class Reducer:
             self._handles.append(self._watch(slot))
         self.forget_plan()
 
+    def add_late(
+        self, params: Mapping[str, Tensor], *, sparse: Container[str] = (), factor: float = 1.0
+    ) -> None:
+        """As ``add``, from ``after_reduction``: the backward that has ended is of these too.
+
+        Its gradients of these are reduced now, each by itself, and multiplied by ``factor``.
+        """
+        self.add(params, sparse=sparse)
+        slots = [self._slots[name] for name in params]
+        # None of them was ever reduced: whatever they hold came in this backward, or was kept.
+        self._unplanned.arrived.update((s, 1) for s in slots if s.param.grad is not None)
+        self.launches.reduce_each(slots, factor)
+        self.forget_plan()
+        self._unplanned.clear()
+
     def detach(self) -> None:
         """Remove all hooks and let go of the buckets. Gradients keep the values that they have."""
         for handle in self._handles:
@@ -145,12 +134,7 @@ class Reducer:
         """Have the next backward ask for a plan. Not while a backward that is planned runs."""
         for slot in self._slots.values():
             slot.move_to(self._unplanned)
-        self._launch_order, self._wait_order, self._turns = [], [], {}
-
-    def negotiate(self, negotiation: Negotiation) -> None:
-        """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
-        self._negotiation = negotiation
-        negotiation.expect(len(self._launch_order))
+        self.launches.forget()
 
     def settle(self) -> None:
         """Wait for what a backward that an exception cut off has left under way."""
@@ -159,7 +143,7 @@ class Reducer:
     @torch.no_grad()
     def scale(self, factor: float) -> None:
         """Multiply what has just been reduced, from ``after_reduction``."""
-        for bucket in self._launch_order:
+        for bucket in self.buckets:
             bucket.flat.mul_(factor)
 
     def mute(self) -> State:
@@ -215,7 +199,7 @@ class Reducer:
     def _open(self, *, certain: bool) -> bool:
         """False where the engine runs an ``autograd.grad``, which leaves ``.grad`` alone."""
         self._coming = None
-        if self._was_partial or any(b.holds for b in self._launch_order) or not self._launch_order:
+        if self._was_partial or any(b.holds for b in self.buckets) or not self.buckets:
             try:
                 self._coming = {slot for slot in self._slots.values() if will_run(slot.node)}
             except RuntimeError:  # the engine's answer inside autograd.grad with respect to leaves
@@ -228,8 +212,8 @@ class Reducer:
         self._final_callback = weakref.ref(final_callback)
         self._state = State.RUNNING
         self._announced, self._certain = False, certain
-        if self.recorder is not None:
-            self.recorder.backward_began()
+        if self.launches.recorder is not None:
+            self.launches.recorder.backward_began()
         if self.profiler is not None:
             self.profiler.backward_began()
         return True
@@ -238,28 +222,18 @@ class Reducer:
         """From now on buckets may leave when they are full."""
         if self._coming is not None and not self._coming and not self._certain:
             return  # autograd.grad with respect to inputs
-        if not self._launch_order:
+        if not self.buckets:
             self._plan_from_graph(roots)
         self._announced = True
-        for bucket in self._launch_order:
+        for bucket in self.buckets:
             bucket.pending = HOLD if bucket.holds else self._n_missing(bucket)
-        if self._negotiation is None:
-            self._launch_full()
-        else:
-            self._open_round(self._negotiation)
+        self.launches.announce(certain=self._certain)
 
     def _be_certain(self) -> None:
         """A gradient has come: this is a backward, which no rank may leave without a word."""
         self._certain = True
-        if self._negotiation is not None and self._announced:
-            self._negotiation.open()
-
-    def _open_round(self, negotiation: Negotiation) -> None:
-        if self._certain:
-            negotiation.open()
-        for bucket in self._launch_order:
-            if bucket.pending <= 0:
-                self._offer(negotiation, bucket)
+        if self._announced:
+            self.launches.be_certain()
 
     def _n_missing(self, bucket: Bucket) -> int:
         """How many members have not come and may still come; see [Note: absence]."""
@@ -278,14 +252,8 @@ class Reducer:
 
     def _on_full(self, slot: Slot) -> None:
         self._refuse_if_late(slot)
-        if self.recorder is not None and isinstance(slot.tally, Bucket):
-            self.recorder.ready(slot.tally.number)
-        if self._negotiation is None:
-            self._launch_full()
-        elif isinstance(slot.tally, Bucket):
-            self._offer(self._negotiation, slot.tally)
-        if self.fill_order is not None and isinstance(slot.tally, Bucket):
-            self.fill_order.filled(slot.tally.number, waits=not slot.tally.in_flight)
+        if isinstance(slot.tally, Bucket):
+            self.launches.full(slot.tally)
 
     def _refuse_if_late(self, slot: Slot) -> None:
         bucket = slot.tally
@@ -299,109 +267,48 @@ class Reducer:
             " torch.utils.checkpoint with use_reentrant=False."
         )
 
-    def _launch_full(self) -> None:
-        while len(self._launched) < len(self._launch_order):
-            bucket = self._launch_order[len(self._launched)]
-            if bucket.pending > 0:
-                return
-            self._launch(bucket)
-
-    def _launch(self, bucket: Bucket, *, void: bool = False) -> None:
-        if self.recorder is not None:
-            self.recorder.turn_came(bucket.number)
-        self._fill(bucket, void=void)
-        self._send(bucket)
-
-    def _offer(self, negotiation: Negotiation, bucket: Bucket) -> None:
-        """From here on the bucket is the control thread's; see [Note: two threads]."""
-        self._fill(bucket)
-        negotiation.offer(self._turns[bucket], partial(self._launch_agreed, bucket))
-
-    def _launch_agreed(self, bucket: Bucket) -> None:
-        """In the control thread."""
-        if self.recorder is not None:
-            self.recorder.turn_came(bucket.number)
-        self._send(bucket)
-
-    def _fill(self, bucket: Bucket, *, void: bool = False) -> None:
-        bucket.fill()
-        if void:
-            bucket.void()
-        if self.nan_watch is not None:
-            self.nan_watch.look_before(bucket)
-        bucket.in_flight = True
-
-    def _send(self, bucket: Bucket) -> None:
-        is_last = len(self._launched) + 1 == len(self._launch_order)
-        bucket.work = self.transport.send(bucket, is_last=is_last)
-        self._launched.append(bucket)
-        if self.recorder is not None:
-            self.recorder.launched(bucket.number, bucket.work)
-
     def _finish(self) -> None:
         """Autograd's final callback; `.grad` holds the mean over ranks when it returns."""
         try:
-            if self._certain or any(tally.arrived for tally in self._tallies()):
+            is_backward = self._is_backward()
+            if is_backward:
                 self._reduce_rest()
-                for tally in self._tallies():
-                    tally.clear()
         except BaseException:
             self._final_callback = lambda: None  # see [Note: a backward that raised]
-            if self._negotiation is not None:
-                self._negotiation.give_up()  # the others need not wait for the next begin
+            self.launches.give_up()  # the others need not wait for the next begin
             raise
         self._close()
+        if is_backward:
+            self._count()
+
+    def _is_backward(self) -> bool:
+        return self._certain or any(tally.arrived for tally in self._tallies())
 
     def _reduce_rest(self) -> None:
         self._mark_end_of_backward()
-        if not self._launch_order:
+        if not self.buckets:
             self._plan_from(self._unplanned.arrived)
-        self._launch_rest()
-        for bucket in self._wait_order:
-            self._wait(bucket)
-            bucket.publish()
-        if self.nan_watch is not None:
-            self.nan_watch.look_after(self._launch_order)
-        self._launched.clear()
+        self.launches.finish()
         self._learn()
-        self._count()
+        for tally in self._tallies():
+            tally.clear()
 
     def _mark_end_of_backward(self) -> None:
-        if self.recorder is not None:
-            self.recorder.backward_ended()
+        if self.launches.recorder is not None:
+            self.launches.recorder.backward_ended()
         if self.profiler is not None:
             self.profiler.backward_ended()
 
     def _count(self) -> None:
         """One more backward is reduced, on all ranks: some agreements come every so many."""
         self._n_reduced += 1
-        if self.recorder is not None:
-            self.recorder.ended()
+        if self.launches.recorder is not None:
+            self.launches.recorder.ended()
         self._after_reduction()
-
-    def _note_backward_ended(self) -> None:
-        if self.recorder is not None:
-            self.recorder.backward_ended()
-        if self.profiler is not None:
-            self.profiler.backward_ended()
-
-    def _launch_rest(self) -> None:
-        if self._negotiation is None:
-            for bucket in self._launch_order[len(self._launched) :]:
-                self._launch(bucket)
-            return
-        for bucket in self._launch_order:
-            if not bucket.in_flight:
-                self._offer(self._negotiation, bucket)
-        self._negotiation.finish()
-
-    def _wait(self, bucket: Bucket) -> None:
-        assert bucket.work is not None
-        self.wait(bucket.work, bucket)
 
     def _learn(self) -> None:
         """Prepare the next cycle's [Note: absence] where this one was not all regular."""
-        for bucket in self._launch_order:
+        for bucket in self.buckets:
             if bucket.holds or len(bucket.arrived) < len(bucket.slots):
                 self._was_partial |= len(bucket.arrived) < len(bucket.slots)
                 bucket.learn(self._coming or ())
@@ -410,42 +317,21 @@ class Reducer:
         for tally in self._tallies():
             tally.keep()
             tally.pending = HOLD
-        for bucket in self._launch_order:
-            bucket.in_flight = False
-        if self._negotiation is not None:
-            self._negotiation.give_up()  # a round that was opened and came to nothing
+        self.launches.close()
         self._state = State.IDLE
 
     def _close_if_cut_off(self) -> None:
         """See [Note: a backward that raised]."""
         if self._state is State.RUNNING and self._final_callback() is None:
-            was_reduced = self._drain()
+            was_reduced = self.launches.drain(
+                is_backward=self._is_backward(), before_waiting=self._mark_end_of_backward
+            )
             self._close()
             if was_reduced:
                 self._count()
 
-    def _drain(self) -> bool:
-        """Be in step with the other ranks again, and wait for what is under way.
-
-        Whether all groups have been sent: then the ranks that were not cut off count this backward.
-        """
-        if self._negotiation is not None:
-            self._negotiation.give_up()
-            self._negotiation.settle()
-        elif self._certain or any(tally.arrived for tally in self._tallies()):
-            for bucket in self._launch_order[len(self._launched) :]:
-                self._launch(bucket, void=True)
-        was_reduced = 0 < len(self._launched) == len(self._launch_order)
-        if was_reduced:
-            self._mark_end_of_backward()
-        for bucket in self._launched:
-            self._wait(bucket)
-        # Not before: what is forgotten here would be sent again if a wait is cut off too.
-        self._launched.clear()
-        return was_reduced
-
     def _tallies(self) -> Iterable[Tally]:
-        return chain([self._unplanned], self._launch_order)
+        return chain([self._unplanned], self.buckets)
 
     def _plan_from_graph(self, roots: Iterable[Node]) -> None:
         slot_of = {id(slot.param): slot for slot in self._slots.values()}
@@ -460,17 +346,4 @@ class Reducer:
     def _plan_from(self, met: Iterable[Slot]) -> None:
         """Agree on a plan from the parameters ``met`` in ready order, and lay out its buckets."""
         plan, schedule = self._plan([slot.name for slot in met])
-        buckets = [
-            self._lay_out(number, [self._slots[name] for name in names])
-            for number, names in enumerate(plan.groups)
-        ]
-        self._launch_order = [buckets[group] for group in schedule.launches]
-        self._turns = {bucket: turn for turn, bucket in enumerate(self._launch_order)}
-        self._wait_order = [buckets[group] for group in schedule.waits]
-        if self._negotiation is not None:
-            self._negotiation.expect(len(buckets))
-
-    def _lay_out(self, number: int, slots: Sequence[Slot]) -> Bucket:
-        if slots[0].is_sparse:
-            return SparseBucket(number=number, slots=slots)
-        return Bucket(number=number, slots=slots, counts_apart=self.transport.counts_apart)
+        self.launches.follow(plan, schedule, self._slots)

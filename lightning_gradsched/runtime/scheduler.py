@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +16,8 @@ import lightning_gradsched
 from lightning_gradsched.config import REDUCE_DTYPES, GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
-from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
-from lightning_gradsched.core.schedule import ReductionSchedule, Verdict
+from lightning_gradsched.core.report import OverlapReport, TriedPlan
+from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
@@ -26,17 +25,18 @@ from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
-from lightning_gradsched.runtime.fill_order import WATCHED_STEPS, FillOrderWatch
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
-from lightning_gradsched.runtime.module_hook import WeakHook, tensors_in
+from lightning_gradsched.runtime.launch_rule import LaunchRule
+from lightning_gradsched.runtime.notice import Notice
 from lightning_gradsched.runtime.planning import Planning
-from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
-from lightning_gradsched.runtime.sparse import sparse_parameters
+from lightning_gradsched.runtime.roots import RootWatch
+from lightning_gradsched.runtime.step_end import StepEnd
+from lightning_gradsched.runtime.trainable import Trainable
 from lightning_gradsched.runtime.transport import CastTransport
 
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class GradientScheduler:
@@ -89,25 +89,31 @@ class GradientScheduler:
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
         reduction = self._planning.reduction
-        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._after_reduction)
+        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._step_ended)
+        self._launches = self._reducer.launches
         if self._config.reduce_dtype is not None:
             dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
-            self._reducer.transport = CastTransport(reduction.carrier, dtype)
+            self._launches.transport = CastTransport(reduction.carrier, dtype)
         watchdog = self._collectives.watchdog
         watchdog.also_abort(reduction.close)
-        watchdog.describe_by(_weakly(self._reducer))
-        self._reducer.wait, self._reducer.nan_watch = watchdog.wait, NanWatch(watchdog)
-        self._negotiation: Negotiation | None = None
-        if self._config.schedule == "negotiated":
-            self._negotiate()
-        elif self._config.schedule == "auto":
-            self._reducer.fill_order = FillOrderWatch(self._collectives)
+        watchdog.describe_by(_weakly(self._reducer.progress, "its engine is gone"))
+        self._launches.wait, self._launches.nan_watch = watchdog.wait, NanWatch(watchdog)
+        self._rule = LaunchRule(self._config, self._collectives, self._launches)
+        self._trainable = Trainable(module, self._collectives)
         self._join: Join | None = None  # while a pass over uneven batches runs
         self._n_active: int | None = None  # what the sum is divided by, where not by all ranks
-        self._roots: list[Node] = []  # of the last forward, until a plan is made from them
-        self._params: dict[str, Tensor] = {}
-        self._sparse = sparse_parameters(module)
-        self._take_trainable()
+        self._step_end = StepEnd(
+            self._collectives,
+            self._reducer,
+            self._planning,
+            self._rule,
+            self._trainable,
+            self._records,
+            self._divisor,
+        )
+        self._launches.say = self._step_end.to_say
+        self._reducer.add(self._trainable.params, sparse=self._trainable.sparse)
+        self._step_end.start()
         self._broadcast_state()
         self._buffer_sync: BufferSync | None = None
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
@@ -116,7 +122,7 @@ class GradientScheduler:
             )
             if not marks_forward:
                 self._buffer_sync.attach()
-        self._forward_handle = module.register_forward_hook(WeakHook(self._on_forward))
+        self._roots = RootWatch(module, self._begin, lambda: not self._reducer.buckets)
 
     @property
     def plan(self) -> GroupPlan | None:
@@ -131,7 +137,7 @@ class GradientScheduler:
     @property
     def schedule_in_force(self) -> str:
         """``"static"`` or ``"negotiated"``: what ``schedule="auto"`` has come to so far."""
-        return "static" if self._negotiation is None else "negotiated"
+        return self._rule.name
 
     @property
     def profile(self) -> BackwardProfile | None:
@@ -149,6 +155,11 @@ class GradientScheduler:
         return self._planning.reduction.name
 
     @property
+    def notice(self) -> Notice:
+        """By which any rank can tell all of something, in their next reduction."""
+        return self._step_end.notice
+
+    @property
     def predicted(self) -> Timeline | None:
         """The step that the cost model expects of the plan in force; None without a measurement."""
         return self._planning.predicted()
@@ -164,7 +175,7 @@ class GradientScheduler:
         Needed only where the module's own ``forward`` was not called: a module that was tells of
         its outputs by itself. Without either, gradients are right but none is sent before the end.
         """
-        self._watch_root([loss], certain=True)
+        self._roots.watch([loss], certain=True)
 
     def skip_backward(self) -> None:
         """Take part, by zeros, in a backward that other ranks run and this one does not.
@@ -174,7 +185,7 @@ class GradientScheduler:
         ``no_sync()`` it does nothing. The forward must have run, or ``with forward_pass(): pass``
         in its place where the module has buffers; not so for a batch of None out of ``join``.
         """
-        params = self._params.values()
+        params = self._trainable.params.values()
         with self._join.skipping(params) if self._join is not None else nullcontext(False) as out:
             if out:
                 with self.forward_pass():
@@ -235,10 +246,10 @@ class GradientScheduler:
         Raises:
             GradSchedError: there is a hook, a plan or a ``reduce_dtype`` already.
         """
-        if isinstance(self._reducer.transport, HookTransport):
+        if isinstance(self._launches.transport, HookTransport):
             raise GradSchedError(
                 f"expected one communication hook, got {hook_name(hook)!r} after"
-                f" {self._reducer.transport.name!r}: make one that calls both"
+                f" {self._launches.transport.name!r}: make one that calls both"
             )
         if self.plan is not None:
             raise GradSchedError(
@@ -251,8 +262,12 @@ class GradientScheduler:
                 f" and {hook_name(hook)!r}; wrap the hook in torch's fp16_compress_wrapper or"
                 " bf16_compress_wrapper instead"
             )
-        self._reducer.transport = HookTransport(
-            self._collectives, state, hook, self._config.stall_timeout_s
+        self._launches.transport = HookTransport(
+            self._collectives,
+            state,
+            hook,
+            self._collectives.watchdog.give_up_s,
+            self._collectives.watchdog.missing,
         )
 
     @contextmanager
@@ -284,6 +299,26 @@ class GradientScheduler:
         """
         self._reducer.settle()
         consensus.check_batches(self._collectives, n_batches)
+
+    def plan_state(self) -> dict[str, Any] | None:
+        """The plan in force as plain values, for ``restore_plan`` of a later run; None without."""
+        return self._planning.state()
+
+    def restore_plan(self, state: Mapping[str, Any]) -> bool:
+        """Go on with a plan that ``plan_state`` gave, before the first backward.
+
+        False, and nothing is done, where it was made for other parameters, settings or ranks. All
+        ranks must give the same.
+        """
+        is_restored = self._planning.restore(state)
+        self._reducer.profiler = self._planning.profiler
+        return is_restored
+
+    def agree_on_notice(self) -> None:
+        """For steps without a reduction to tell it: one small all-reduce. Every rank must call."""
+        self._reducer.settle()
+        (given,) = self._collectives.max([int(self.notice.given)], "the ranks' notices")
+        self.notice.heard |= given > 0
 
     def batches_by_rank(self, n_batches: int | None) -> list[int | None]:
         """What each rank gave, by rank. Every rank must call it."""
@@ -326,127 +361,47 @@ class GradientScheduler:
 
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for."""
-        self._forward_handle.remove()
+        self._roots.detach()
         if self._buffer_sync is not None:
             self._buffer_sync.detach()
             self._buffer_sync = None
         self._planning.close()
-        if self._negotiation is not None:
-            self._negotiation.close()
+        self._rule.close()
         self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
-        self._collectives.close(in_use=self._reducer.has_in_flight)
+        self._collectives.close(in_use=self._launches.has_in_flight)
         self._reducer.detach()
-
-    def _take_trainable(self) -> None:
-        """Reduce, from now on, what requires gradients and is not reduced yet.
-
-        Nothing is ever dropped: `toggle_optimizer` switches requires_grad off and on around a step.
-        """
-        named = dict(self._module.named_parameters())
-        found = {n: p for n, p in named.items() if p.requires_grad and n not in self._params}
-        consensus.check_parameters(self._collectives, found)
-        if not named:
-            raise GradSchedError(f"{type(self._module).__name__} has no parameters to train")
-        self._params.update(found)
-        self._frozen = [p for n, p in named.items() if n not in self._params]
-        self._reducer.add(found, sparse=self._sparse)
-        self._planning.start(self._params)
-        self._reducer.profiler = self._planning.profiler
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
         self._collectives.broadcast([tensor.detach() for tensor in state])
 
     def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
-        transport = self._reducer.transport
+        transport = self._launches.transport
         hook = transport.name if isinstance(transport, HookTransport) else None
         consensus.check_settings(self._collectives, {"communication hook": hook})
-        plan, schedule = self._planning.make(seen)
-        self._records.start(_group_infos(plan, schedule, self._params))
-        if self._reducer.fill_order is not None:
-            self._reducer.fill_order.restart()
-        return plan, schedule
+        return self._step_end.plan(seen)
 
-    def _on_forward(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        """The module's forward hook: watch what came out of it."""
-        roots = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
-        if roots:
-            self._watch_root(roots, certain=False)
+    def _begin(self, roots: Sequence[Node], certain: bool) -> None:
+        """In the backward of ``roots``, before all else."""
+        self._step_end.begin_with()
+        self._reducer.begin(roots, certain=certain)
 
-    def _watch_root(self, outputs: Sequence[Tensor], *, certain: bool) -> None:
-        """Have the backward of ``outputs`` open a cycle as its first act."""
-        if not self._reducer.buckets:
-            # Kept here and not by the hook, which hangs on the graph: no cycle may hold a graph.
-            self._roots = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    def _step_ended(self) -> None:
+        self._step_end.follow()
 
-        def on_root(_grad: Tensor) -> None:
-            self._follow_unfrozen()
-            self._reducer.begin(self._roots, certain=certain)
-            self._roots = []
-
-        for tensor in outputs:
-            if tensor.grad_fn is not None:
-                tensor.register_hook(on_root)
-
-    def _follow_unfrozen(self) -> None:
-        """Take in a parameter that was frozen and trains now (all ranks see the same)."""
-        if any(p.requires_grad for p in self._frozen):
-            self._reducer.settle()  # before collectives of ours come between
-            self._take_trainable()
-
-    def _after_reduction(self) -> None:
+    def _divisor(self) -> int | None:
         if self._join is not None:
             self._n_active = self._join.reduced()
-        if self._n_active is not None and self._n_active != self._collectives.world_size:
-            self._reducer.scale(self._collectives.world_size / self._n_active)
-        self._reducer.recorder = self._records.turn(self._reducer.recorder)
-        if self._planning.step_ended():
-            self._reducer.forget_plan()
-            self._reducer.recorder = None  # a step that makes a plan is like no other
-        self._reducer.profiler = self._planning.profiler
-        if self._reducer.fill_order is not None:
-            self._follow_fill_order(self._reducer.fill_order)
-
-    def _follow_fill_order(self, watch: FillOrderWatch) -> None:
-        verdict = watch.step_ended()
-        if verdict is Verdict.REPLAN:
-            self._reducer.forget_plan()
-            self._reducer.recorder = None
-        elif verdict is Verdict.NEGOTIATE:
-            self._reducer.fill_order = None
-            self._negotiate()
-            if self._collectives.rank == 0:
-                logger.warning(
-                    "full groups waited for their turn in half or more of the last %d steps: no one"
-                    " order suits the ranks' graphs, so from now on they negotiate."
-                    " schedule='negotiated' does so from the first step.",
-                    WATCHED_STEPS,
-                )
-
-    def _negotiate(self) -> None:
-        """Collective."""
-        control = self._collectives.control_group()
-        self._negotiation = Negotiation(control, self._config.stall_timeout_s)
-        self._reducer.negotiate(self._negotiation)
-        # The thread holds the negotiation, but nothing of this; so it ends with this or at exit.
-        weakref.finalize(self, self._negotiation.close)
+        return self._n_active
 
 
-def _weakly(reducer: Reducer) -> Callable[[], str]:
-    progress = weakref.WeakMethod(reducer.progress)
+def _weakly(method: Callable[[], Result], gone: Result) -> Callable[[], Result]:
+    """``method()``, or ``gone`` when its owner is; keeps nothing alive."""
+    weak = weakref.WeakMethod(method)
 
-    def describe() -> str:
-        method = progress()
-        return method() if method is not None else "its engine is gone"
+    def call() -> Result:
+        alive = weak()
+        return alive() if alive is not None else gone
 
-    return describe
-
-
-def _group_infos(
-    plan: GroupPlan, schedule: ReductionSchedule, params: Mapping[str, Tensor]
-) -> list[GroupInfo]:
-    return [
-        GroupInfo(str(group), plan.groups[group], sum(params[n].nbytes for n in plan.groups[group]))
-        for group in schedule.launches
-    ]
+    return call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -83,6 +84,12 @@ def launch_of(environ: Mapping[str, str]) -> Launch | None:
         ) from error
 
 
+def is_interactive(environ: Mapping[str, str]) -> bool:
+    """Whether this is a shell in a SLURM job, in which Lightning starts its ranks by itself."""
+    is_one = environ.get("SLURM_STEP_NUM_TASKS", "1") == "1"
+    return is_one and environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+
+
 def first_host(nodelist: str) -> str:
     """The first host of a SLURM node list.
 
@@ -91,6 +98,31 @@ def first_host(nodelist: str) -> str:
     """
     first = re.split(r",(?![^\[]*\])", nodelist)[0]
     return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", first)
+
+
+def token_of(environ: Mapping[str, str]) -> str:
+    """A name that all processes of one launch share, and no other launch has.
+
+    A restarted or requeued launch has another one than before.
+    """
+    if all(name in environ for name in TORCHRUN_VARIABLES):
+        names = ["TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"]
+    else:
+        names = ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"]
+    return "-".join(environ.get(name, "0") for name in names)
+
+
+def meeting_ports(token: str) -> list[int]:
+    """Where a launch's ranks look for rank 0, in this order: it takes the first that is free.
+
+    Two launches may share ports, for there are more launches than ports: their ranks tell each
+    other by their tokens.
+
+    >>> meeting_ports("4711-0-0")[:2], meeting_ports("14711-0-0")[:2]
+    ([25244, 26241], [29594, 30591])
+    """
+    start = zlib.crc32(token.encode())
+    return [SLURM_PORTS[(start + 997 * i) % len(SLURM_PORTS)] for i in range(8)]
 
 
 def _torchrun(environ: Mapping[str, str]) -> Launch:

@@ -88,4 +88,4 @@ def with_counts(bucket: Bucket, work: Work, network: AllReduce) -> Work:
     """``work``, and the sum of the counts of ``bucket`` too if they do not ride in it."""
     if not bucket.counts_apart:
         return work
-    return Works([work, network.all_reduce(bucket.counts)])
+    return Works([work, network.all_reduce(bucket.tail)])

@@ -41,6 +41,11 @@ class PlanTrial:
     def current(self) -> GroupPlan:
         return self._candidates[len(self._marks) - 1].plan
 
+    @property
+    def is_over_next(self) -> bool:
+        """Whether the next ``step_ended`` will be true."""
+        return self._n_steps + 1 >= WARM_UP_STEPS + TIMED_STEPS
+
     def step_ended(self) -> bool:
         """Whether another plan's turn has come, or the trial is over."""
         self._n_steps += 1

@@ -232,6 +232,16 @@ class Watchdog:
         """A collective has begun: this rank has come so far."""
         self._progress.n_issued += 1
 
+    @property
+    def give_up_s(self) -> float:
+        """How long a wait may take: the rest of the timeout is left to ask who is missing."""
+        return self._limits.give_up_s
+
+    def missing(self) -> str:
+        """In a sentence, which ranks are missing for good; empty if none. Not collective, slow."""
+        found = self._ask()
+        return found.text(self._progress.n_issued) if found.blames else ""
+
     def remark(self, remark: str) -> None:
         """What this rank has to say to those that ask for ``remarks``."""
         self._progress.remark = remark

@@ -20,10 +20,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
+from tests import measured
 from tests import ranks as _preloaded  # noqa: F401  what the fork server has imported
 
 ROOT = Path(__file__).parents[2]
 FAULTY_STEP = 3
+STAMP = "fault at "
 # The ranks that are not at fault have this long to end by themselves; then they are killed.
 LIMIT_S = 60.0
 
@@ -46,7 +48,23 @@ def kill_itself(_grad: Tensor) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def stamp_fault() -> None:
+    print(f"{STAMP}{time.time()}", file=sys.stderr, flush=True)
+
+
+def record_end(said: Sequence[str], rank_at_fault: int) -> None:
+    """Now that the ranks have ended: what another rank than the one at fault said last, and when.
+
+    ``train`` saves nothing, so all of its steps are lost.
+    """
+    stamp = next(line for line in said[rank_at_fault].splitlines() if line.startswith(STAMP))
+    other = next(text for rank, text in enumerate(said) if rank != rank_at_fault)
+    message = Ended(1, other).last_error.partition("lightning_gradsched.errors.")[2]
+    measured.record(message, time.time() - float(stamp.removeprefix(STAMP)), FAULTY_STEP)
+
+
 def go_wrong(fault: str, net: nn.Sequential) -> None:
+    stamp_fault()
     if fault == "kill":
         kill_itself(torch.empty(0))
     elif fault == "kill_in_backward":
@@ -70,6 +88,7 @@ def train(fault: str, rank_at_fault: int, stall_timeout_s: float) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
     is_at_fault = dist.get_rank() == rank_at_fault
     if is_at_fault and fault == "absent":
+        stamp_fault()
         time.sleep(LIMIT_S)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
@@ -101,6 +120,7 @@ def run_forked(n_ranks: int, folder: Path, *job: Any) -> list[Ended]:
     for rank, process in enumerate(processes):
         if rank != rank_at_fault:
             process.join(LIMIT_S)
+    record_end([log.read_text() for log in logs], rank_at_fault)
     for process in processes:
         process.kill()
         process.join()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.jobs import LIMIT_S, free_port, launch
+from tests import measured
+from tests.faults.jobs import FAULTY_STEP, LIMIT_S, Ended, free_port, launch, record_end
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,7 @@ def test_the_others_learn_why_a_rank_ended(
         codes = [program.wait(LIMIT_S) for program in programs]
     finally:
         end_all(programs)
+    record_end([log.read_text() for log in logs], 1)
     said = logs[0].read_text()
     assert codes == [1, exit_code], said
     assert "errors.ReductionError: rank 0 waited" in said
@@ -98,10 +100,13 @@ def test_a_rank_whose_link_goes_down_is_named(
     try:
         wait_until_all_have_said("past the faulty step", logs, programs)
         ip("link", "set", hosts[2].replace("n2", "v2"), "down")
+        down_s = time.monotonic()
         codes = [program.wait(LIMIT_S) for program in programs]
+        lasted_s = time.monotonic() - down_s
     finally:
         end_all(programs)
     said = [log.read_text() for log in logs]
+    measured.record(Ended(1, said[0]).last_error, lasted_s, FAULTY_STEP)
     assert codes == [1, 1, 1], said
     for text in said[:2]:
         assert "Rank 2 does not answer" in text[: text.index("Traceback")], "the warning"

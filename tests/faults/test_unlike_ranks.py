@@ -16,6 +16,7 @@ from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile
 from lightning_gradsched.runtime import collectives
 from lightning_gradsched.runtime.consensus import LOCAL_SETTINGS, settings_to_agree
+from tests import measured
 from tests.ranks import run_ranks
 
 
@@ -42,6 +43,10 @@ def build(kind: str, rank: int) -> tuple[nn.Module, GradSchedConfig]:
     config = GradSchedConfig(planner="fixed_size", stall_timeout_s=20.0)
     if kind == "plan":
         config = replace(config, planner=FromChance(rank))
+    if kind == "buffer":
+        net[1].register_buffer("offset", torch.zeros(2 + rank))
+    if kind == "frozen layer":
+        net.append(nn.Linear(2, 2, bias=rank == 0).requires_grad_(False))
     if rank == 0:
         return net, config
     if kind == "shape":
@@ -68,6 +73,10 @@ def build(kind: str, rank: int) -> tuple[nn.Module, GradSchedConfig]:
 
 
 UNLIKE = {
+    "frozen layer": "frozen parameter or buffer 1 is '2.bias' of shape (2,), float32, strides (1,)"
+    " on rank 0 and missing (it has 1) on rank 1",
+    "buffer": "frozen parameter or buffer 0 is '1.offset' of shape (2,), float32, strides (1,) on"
+    " rank 0 and '1.offset' of shape (3,)",
     "shape": "parameter 2 is '1.weight' of shape (4, 4), float32, strides (4, 1) on rank 0 and"
     " '1.weight' of shape (8, 4)",
     "count": "parameter 4 is missing (it has 4) on rank 0 and '2.weight'",
@@ -110,6 +119,7 @@ def count_of_reductions(rank: int, kind: str) -> tuple[str, int]:
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_an_unlike_rank_is_named_on_all(kind: str) -> None:
     for message, n_sent in run_ranks(2, count_of_reductions, kind):
+        measured.record(message)
         assert message.startswith("ConsensusError: the ranks h")
         assert UNLIKE[kind] in message
         assert n_sent == 0

@@ -7,8 +7,11 @@ import torch.distributed as dist
 from torch import nn
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Make every ``.grad`` the mean over ranks; None where it is None on all ranks."""
+def average_gradients(module: nn.Module, *, as_reals: bool = False) -> None:
+    """Make every ``.grad`` the mean over ranks; None where it is None on all ranks.
+
+    ``as_reals``: divide complex ones as pairs of reals: an infinite one keeps its zero part.
+    """
     for param in module.parameters():
         used = torch.tensor(int(param.grad is not None))
         dist.all_reduce(used)
@@ -16,5 +19,7 @@ def average_gradients(module: nn.Module) -> None:
             continue
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-        param.grad.mul_(1 / dist.get_world_size())
+        by_pairs = as_reals and param.grad.is_complex()
+        grad = torch.view_as_real(param.grad) if by_pairs else param.grad
+        grad.mul_(1 / dist.get_world_size())
         dist.all_reduce(param.grad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -265,7 +266,6 @@ def fail(rank: int, hook: Callable[..., Any]) -> None:
     [
         (boom, "ValueError: no such compressor for bucket 0"),
         (late_boom, "ZeroDivisionError: division by zero"),
-        (never, "TimeoutError: its future was not complete after 5 s"),
         (bare_future, "add .then(lambda future: future.value()[0])"),
         (cut_off, "expected a result of the buffer's 2 elements, got 1"),
         (no_future, "expected a torch.futures.Future, got tensor"),
@@ -276,7 +276,43 @@ def test_a_hook_that_fails_is_named_with_its_group(hook: Callable[..., Any], sai
         assert message.startswith("ReductionError: communication hook"), message
         assert f"{hook.__name__}' failed on group 0 (1.bias)" in message
         assert said in message
-        assert "Another rank" not in message or hook is never
+        assert "rank" not in message.split("failed on")[1], "no rank is to blame"
+
+
+def test_a_hook_that_never_ends_is_named_with_its_group_in_time() -> None:
+    for message in errors_of_ranks(2, fail, never):
+        assert "waited 3.5 s for group 0 (1.bias) and gives up: communication hook" in message
+        assert "never' failed on group 0 (1.bias): its future was not complete after" in message
+        assert "All other ranks answer and have come as far" in message
+
+
+def stall(rank: int, hook: Callable[..., Any], how: str) -> None:
+    """Rank 2 does not come to its second backward."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    scheduler = GradientScheduler(net, GradSchedConfig(planner="per_tensor", stall_timeout_s=4.0))
+    scheduler.register_comm_hook(None, hook)
+    for step in range(2):
+        if (rank, step) == (2, 1) and how == "late":
+            time.sleep(8)
+        if (rank, step) == (2, 1) and how == "raised":
+            raise ZeroDivisionError("no such luck")
+        net(torch.ones(1, 2)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("how", "who"),
+    [
+        ("late", "Rank 2 is alive but has not come so far: after 1 backwards, not in one"),
+        ("raised", "Rank 2 "),
+    ],
+)
+def test_a_rank_that_is_missing_in_a_hook_is_named(how: str, who: str) -> None:
+    first, second, third = errors_of_ranks(3, stall, default_hooks.allreduce_hook, how)
+    for message in (first, second):
+        assert "communication hook 'torch.distributed" in message
+        assert "default_hooks.allreduce_hook' failed on group 0 (1.bias): " in message
+        assert who in message
+    assert third.startswith("ReductionError" if how == "late" else "ZeroDivisionError")
 
 
 def unlike(rank: int) -> None:
@@ -340,4 +376,5 @@ def replanned(rank: int) -> tuple[list[int], bool]:
 
 
 def test_a_new_plans_groups_have_new_indices() -> None:
-    assert run_ranks(2, replanned) == [([0] * 4 + [1] * 4, True)] * 2
+    # The step in which it gets its first gradients sends its two parameters by themselves.
+    assert run_ranks(2, replanned) == [([0] * 5 + [1, 2] + [3] * 3, True)] * 2

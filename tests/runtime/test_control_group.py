@@ -7,31 +7,34 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_gradsched.runtime.collectives import Collectives, cube_rings, wait_unless
+from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.control_group import cube_rings, wait_unless
 from tests.ranks import run_ranks
 
 LIMIT_S = 20.0
 
 
-def intersections(rank: int, n_ranks: int) -> list[bool]:
-    """Of 200 groups, in rounds that leave out unlike ones; then with all and with none."""
+def intersections(rank: int, n_ranks: int, n_groups: int) -> list[bool]:
+    """In rounds that leave out unlike groups; then with all and with none."""
     control = Collectives(None, torch.device("cpu"), LIMIT_S).control_group()
-    everything, ok = (1 << 200) - 1, []
+    everything, ok = (1 << n_groups) - 1, []
     for i in range(3):
-        lacking = [1 << (63 * (r + i)) % 200 for r in range(n_ranks)]
+        lacking = [1 << (63 * (r + i)) % n_groups for r in range(n_ranks)]
         common = everything
         for bit in lacking:
             common &= ~bit
-        ok.append(control.intersect(everything & ~lacking[rank], 200, lambda: False) == common)
+        ok.append(control.intersect(everything & ~lacking[rank], n_groups, lambda: False) == common)
     for bits in (everything, 0):
-        ok.append(control.intersect(bits, 200, lambda: False) == bits)
+        ok.append(control.intersect(bits, n_groups, lambda: False) == bits)
     control.close()
     return ok
 
 
+# In rings of 4 ranks, 100 groups are reduced and 300 gathered.
+@pytest.mark.parametrize("n_groups", [100, 300])
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 6])
-def test_ranks_of_any_number_and_their_bits(n_ranks: int) -> None:
-    assert run_ranks(n_ranks, intersections, n_ranks) == [[True] * 5] * n_ranks
+def test_ranks_of_any_number_and_their_bits(n_ranks: int, n_groups: int) -> None:
+    assert run_ranks(n_ranks, intersections, n_ranks, n_groups) == [[True] * 5] * n_ranks
 
 
 @pytest.mark.parametrize("n_ranks", [*range(1, 20), 63, 64, 65, 1000, 1024, 27_600])

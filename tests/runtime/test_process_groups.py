@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from tests.ranks import run_ranks
+from tests.ranks import errors_of_ranks, run_ranks
 
 WIDTH = 6
 State = dict[str, Tensor]
@@ -72,3 +73,33 @@ def test_a_measured_plan_is_made_within_the_group() -> None:
 
 def test_a_hook_may_use_the_engines_own_group() -> None:
     check(run_ranks(4, halves, "ddp", True))
+
+
+def unlike_in_a_half(rank: int, what: str) -> None:
+    """Of the ranks 2 and 3, the second differs, or does not come back after a step."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    if rank < 2:
+        raise ValueError("not of this half")
+    net = net_of(rank if what == "model" else 0)
+    planner = "single" if (what, rank) == ("settings", 3) else "per_tensor"
+    config = GradSchedConfig(planner=planner, stall_timeout_s=4.0)
+    GradientScheduler(net, config, process_group=groups[1])
+    net(torch.ones(4, WIDTH)).mean().backward()
+    if rank == 3:
+        raise ZeroDivisionError("no such luck")
+    net(torch.ones(4, WIDTH)).mean().backward()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("model", ["is '0.weight' of shape (6, 6)", "on rank 2 and '0.weight' of shape (7, 6)"]),
+        ("settings", ["planner is 'per_tensor' on rank 2 and 'single' on rank 3"]),
+        ("fault", ["did not finish: rank 2 waited", "for rank 2's buffers", "Rank 3 "]),
+    ],
+)
+def test_errors_name_ranks_as_the_whole_job_counts_them(what: str, said: list[str]) -> None:
+    *_, third, fourth = errors_of_ranks(4, unlike_in_a_half, what)
+    for part in said:
+        assert part in third, third
+        assert part in fourth or what == "fault", fourth

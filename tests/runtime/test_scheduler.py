@@ -6,7 +6,6 @@ import gc
 import pickle
 import time
 import weakref
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -17,36 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from lightning_gradsched.errors import ReductionError
-from tests.parity.nets import WIDTH, DirectAndReentrant
+from tests.parity.nets import WIDTH
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
-
-Grads = dict[str, Tensor | None]
-
-
-class Branches(nn.Module):
-    """Which of its layers a forward uses is an argument."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-
-    def forward(self, x: Tensor, used: str) -> Tensor:
-        for name in used:
-            x = torch.tanh(getattr(self, name)(x))
-        return x
-
-
-def grads_of(net: nn.Module) -> Grads:
-    return {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
-
-
-def equal(ours: Grads, theirs: Grads) -> bool:
-    return ours.keys() == theirs.keys() and all(
-        theirs[name] is None if grad is None else torch.equal(grad, theirs[name])
-        for name, grad in ours.items()
-    )
+from tests.runtime.branches import Branches, Grads, equal, grads_of
 
 
 def branch_steps(rank: int, uses: list[tuple[str, str]], zero: str) -> list[tuple[Grads, ...]]:
@@ -54,7 +27,7 @@ def branch_steps(rank: int, uses: list[tuple[str, str]], zero: str) -> list[tupl
     torch.manual_seed(0)
     ours = Branches()
     others = deepcopy(ours), deepcopy(ours)
-    GradientScheduler(ours, GradSchedConfig(planner="per_tensor"))
+    scheduler = GradientScheduler(ours, GradSchedConfig(planner="per_tensor"))
     ddp = DistributedDataParallel(others[0], find_unused_parameters=True)
     steps = []
     for i, use in enumerate(uses):
@@ -65,22 +38,28 @@ def branch_steps(rank: int, uses: list[tuple[str, str]], zero: str) -> list[tupl
             forward(x, use[rank]).square().mean().backward()
         average_gradients(others[1])
         steps.append((grads_of(ours), grads_of(others[0]), grads_of(others[1])))
+    scheduler.detach()
     return steps
 
 
 USES = [("abc", "abc"), ("ab", "abc"), ("ac", "ac"), ("a", "b"), ("abc", "c"), ("b", "ba")]
+ZEROS = ["to_none", "to_zero", "never"]
 
 
-@pytest.mark.parametrize("zero", ["to_none", "to_zero", "never"])
+def branch_steps_each_way(rank: int, uses: list[tuple[str, str]]) -> list[Any]:
+    return [branch_steps(rank, uses, zero) for zero in ZEROS]
+
+
 @pytest.mark.parametrize("first", [0, 2, 3])
-def test_unused_parameters_are_as_in_ddp_with_find_unused(first: int, zero: str) -> None:
-    ranks = run_ranks(2, branch_steps, USES[first:], zero)
-    for rank, steps in enumerate(ranks):
-        for i, (ours, ddp, reference) in enumerate(steps):
-            assert equal(ours, ranks[0][i][0]), (rank, i, "across ranks")
-            assert equal(ours, ddp), (rank, i, "ddp")
-            if zero == "to_none":
-                assert equal(ours, reference), (rank, i, "reference")
+def test_unused_parameters_are_as_in_ddp_with_find_unused(first: int) -> None:
+    ranks = run_ranks(2, branch_steps_each_way, USES[first:])
+    for rank, ways in enumerate(ranks):
+        for zero, steps, first_ranks in zip(ZEROS, ways, ranks[0], strict=True):
+            for i, (ours, ddp, reference) in enumerate(steps):
+                assert equal(ours, first_ranks[i][0]), (zero, rank, i, "across ranks")
+                assert equal(ours, ddp), (zero, rank, i, "ddp")
+                if zero == "to_none":
+                    assert equal(ours, reference), (rank, i, "reference")
 
 
 def mismatch(rank: int, kind: str) -> None:
@@ -186,67 +165,6 @@ def test_a_backward_whose_root_was_not_seen_is_reduced_at_its_end() -> None:
         assert equal(ours, reference)
 
 
-def unfreeze(rank: int, muted: bool) -> dict[str, Any]:
-    """Layer a trains from step 2 on; with ``muted`` it is unfrozen within no_sync."""
-    torch.manual_seed(0)
-    net = Branches()
-    net.a.requires_grad_(False)
-    plain = deepcopy(net)
-    scheduler = GradientScheduler(net, GradSchedConfig(record_every_n_steps=1))
-    steps, plans = [], []
-    for i in range(5):
-        for module in (net, plain):
-            module.zero_grad()
-            module.a.requires_grad_(i >= 2)
-        for micro_batch in range(2 if muted else 1):
-            x = torch.full((2, WIDTH), 0.1 * (rank + 1 + i))
-            is_last = micro_batch == 1 or not muted
-            for module in (net, plain):
-                with nullcontext() if is_last else scheduler.no_sync():
-                    module(x, "abc").square().sum().backward()
-        average_gradients(plain)
-        steps.append((grads_of(net), grads_of(plain)))
-        plans.append(scheduler.plan)
-    return {"steps": steps, "plans": plans, "n_recorded": scheduler.report().n_steps}
-
-
-@pytest.mark.parametrize("muted", [False, True])
-def test_a_layer_that_is_unfrozen_is_reduced_from_then_on(muted: bool) -> None:
-    for seen in run_ranks(2, unfreeze, muted):
-        steps, plans = seen["steps"], seen["plans"]
-        assert steps[1][0]["a.weight"] is None
-        assert steps[2][0]["a.weight"] is not None
-        assert all(equal(ours, reference) for ours, reference in steps)
-        assert plans[0] is plans[1], "one plan while nothing changes"
-        assert plans[2] is plans[4] is not plans[1]
-        assert seen["n_recorded"] <= 3, "steps of the old plan are not in the new one's report"
-
-
-def alternate(rank: int) -> tuple[int, Grads, Grads]:
-    """Which layer trains changes with every step, as in alternating optimization."""
-    torch.manual_seed(0)
-    net = Branches()
-    net.a.requires_grad_(False)
-    plain = deepcopy(net)
-    scheduler = GradientScheduler(net)
-    plans = set()
-    for i in range(6):
-        for module in (net, plain):
-            module.zero_grad()
-            module.a.requires_grad_(i % 2 == 1)
-            module.b.requires_grad_(i % 2 == 0)
-            module(torch.full((2, WIDTH), 0.1 * (rank + 1 + i)), "abc").square().sum().backward()
-        average_gradients(plain)
-        plans.add(scheduler.plan)
-    return len(plans), grads_of(net), grads_of(plain)
-
-
-def test_layers_that_train_in_turns_are_planned_once_each() -> None:
-    for n_plans, ours, reference in run_ranks(2, alternate):
-        assert n_plans == 2
-        assert equal(ours, reference)
-
-
 def two_models(rank: int, shared_group: bool) -> list[tuple[Grads, ...]]:
     """A discriminator on a generator, both in one backward, ranks using unlike parts of one."""
     torch.manual_seed(0)
@@ -278,56 +196,6 @@ def two_models(rank: int, shared_group: bool) -> list[tuple[Grads, ...]]:
 def test_two_models_in_one_backward_do_not_mix(given: bool) -> None:
     for steps in run_ranks(2, two_models, given):
         assert all(equal(ours, reference) for ours, reference in steps)
-
-
-def direct_and_reentrant(rank: int, planner: str) -> list[Any]:
-    """One layer used both in a re-entrant checkpoint and outside of it."""
-    torch.manual_seed(0)
-    net = DirectAndReentrant()
-    plain = deepcopy(net)
-    GradientScheduler(net, GradSchedConfig(planner=planner))
-    steps = []
-    for i in range(3):
-        for module in (net, plain):
-            module.zero_grad()
-            module(torch.full((2, WIDTH), 0.1 * (rank + 1 + i))).square().sum().backward()
-        average_gradients(plain)
-        steps.append((grads_of(net), grads_of(plain)))
-    return steps
-
-
-@pytest.mark.parametrize("planner", ["single", "per_tensor"])
-def test_a_layer_used_directly_and_in_a_reentrant_checkpoint(planner: str) -> None:
-    for steps in run_ranks(2, direct_and_reentrant, planner):
-        assert all(equal(ours, reference) for ours, reference in steps)
-
-
-def late_gradient(rank: int) -> tuple[str, Grads, Grads]:
-    """The checkpoint around a shared layer is switched on in the middle of training."""
-    torch.manual_seed(0)
-    net = DirectAndReentrant()
-    plain = deepcopy(net)
-    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
-    message = ""
-    for i in range(4):
-        net.use_checkpoint = plain.use_checkpoint = i >= 2
-        x = torch.full((2, WIDTH), 0.1 * (rank + 1 + i))
-        net.zero_grad()
-        plain.zero_grad()
-        plain(x).square().sum().backward()
-        average_gradients(plain)
-        try:
-            net(x).square().sum().backward()
-        except ReductionError as error:
-            message = f"step {i}: {error}"
-    return message, grads_of(net), grads_of(plain)
-
-
-def test_a_gradient_that_comes_too_late_is_named_and_awaited_from_then_on() -> None:
-    for message, ours, reference in run_ranks(2, late_gradient):
-        assert message.startswith("step 2: parameter 'shared.")
-        assert "From the next step on" in message
-        assert equal(ours, reference)
 
 
 def nested_no_sync(rank: int) -> Grads:

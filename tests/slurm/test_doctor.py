@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import srun
+
 GRADSCHED = Path(sys.executable).parent / "gradsched"
 
 
-def running_slurm() -> bool:
-    if shutil.which("srun") is None or shutil.which("sinfo") is None:
-        return False
-    idle = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
-    try:
-        found = subprocess.run(idle, capture_output=True, text=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return False
-    return found.returncode == 0 and found.stdout.strip() not in ("", "0")
+@pytest.mark.slow
+def test_it_joins_the_ranks_and_counts_the_nodes(cluster: Cluster) -> None:
+    # SLURM puts two of the three on the first node.
+    ended = srun(cluster, "--nodes=2", "--ntasks=3", GRADSCHED, "doctor")
+    assert ended.code == 0, ended.text
+    assert "ranks      3, nodes 2, at most 2 ranks a node" in ended.text
+    assert "pre-flight 3 ranks on 2 nodes" in ended.text
+    assert ended.text.count("versions ") == 1, "rank 0 alone speaks"
 
 
-needs_slurm = pytest.mark.skipif(not running_slurm(), reason="no running SLURM with an idle node")
-
-
-@needs_slurm
-@pytest.mark.parametrize(("n_nodes", "n_ranks"), [(1, 2), (2, 3)])
-def test_srun_joins_the_ranks_and_counts_the_nodes(n_nodes: int, n_ranks: int) -> None:
-    srun = ["srun", "--immediate=30", f"--nodes={n_nodes}", f"--ntasks={n_ranks}"]
-    result = subprocess.run(
-        [*srun, "--time=2", GRADSCHED, "doctor"], capture_output=True, text=True, timeout=120
-    )
-    if "Requested nodes are busy" in result.stderr or "More processors requested" in result.stderr:
-        pytest.skip(f"this SLURM has no room for {n_ranks} tasks on {n_nodes} nodes")
-    assert result.returncode == 0, result.stderr
-    assert f"ranks      {n_ranks}, nodes {n_nodes}, at most 2 ranks a node" in result.stdout
-    assert result.stdout.count("versions ") == 1, "rank 0 alone speaks"
+def test_it_reports_what_the_job_would_meet(cluster: Cluster) -> None:
+    step = ("--nodes=2", "--ntasks-per-node=1", GRADSCHED, "doctor")
+    ended = srun(cluster, *step, "--devices=4", f"--run-dir={cluster.local_disk}/run")
+    assert ended.code == 1
+    assert ended.text.count("pre-flight: 2 problems") == 1, ended.text
+    assert "expected 4 ranks on each node (devices=4), got 1 on n1, 1 on n2" in ended.text
+    assert "expected a run folder that all nodes share" in ended.text
+    assert "all-reduce" not in ended.text

@@ -29,7 +29,7 @@ class Buffers:
         self.is_due = torch.is_grad_enabled() and not self.is_muted
 
 
-def average(twin: nn.Module) -> dict[str, float]:
+def average(twin: nn.Module, *, as_reals: bool) -> dict[str, float]:
     """Average the gradients, dense ones for sparse; of each, the mean over ranks of its norm."""
     norms = []
     for param in twin.parameters():
@@ -38,7 +38,7 @@ def average(twin: nn.Module) -> dict[str, float]:
         norms.append(0.0 if param.grad is None else _norm(param.grad))
     mean = torch.tensor(norms, dtype=torch.float64) / dist.get_world_size()
     dist.all_reduce(mean)
-    average_gradients(twin)
+    average_gradients(twin, as_reals=as_reals)
     return dict(zip(dict(twin.named_parameters()), mean.tolist(), strict=True))
 
 
@@ -46,7 +46,8 @@ def check_gradients(
     net: nn.Module, twin: nn.Module, *, reduce_dtype: torch.dtype | None, n_reductions: int
 ) -> None:
     """``net``'s must be the twin's, once averaged, and have the same bits on all ranks."""
-    norms = average(twin)
+    # In another dtype complex gradients travel, and are divided, as pairs of reals.
+    norms = average(twin, as_reals=reduce_dtype is not None)
     theirs = dict(twin.named_parameters())
     for name, param in net.named_parameters():
         ours, other = param.grad, theirs[name].grad

@@ -90,7 +90,7 @@ def test_ends_with_the_weights_of_ddp(case: str) -> None:
 
 class Compressed(modules.Regression):
     def on_train_start(self) -> None:
-        transport = self.trainer.strategy.scheduler._reducer.transport
+        transport = self.trainer.strategy.scheduler._reducer.launches.transport
         assert "fp16_compress_wrapper_hook" in transport.name
 
 

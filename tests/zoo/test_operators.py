@@ -12,13 +12,26 @@ from zoo.errors import PhysicsError
 from zoo.physics.bicubic import BicubicDownsampling
 from zoo.physics.compressed_sensing import CompressedSensing
 from zoo.physics.deconvolution import Deconvolution
+from zoo.physics.electron import Microscope
 from zoo.physics.heat import Heat
+from zoo.physics.multislice import Multislice, ThinObject
 from zoo.physics.operator import Operator, Space, adjoint, inner, jvp, norm, vjp
+from zoo.physics.ptychography import Diffraction, FarField
 from zoo.physics.smoothing import Smoothing
+
+# Slow electrons, which a potential of about 1 V already turns by a sizeable phase.
+_MICROSCOPE = Microscope(8, pixel_A=1.0, energy_eV=20.0, semiangle_rad=0.6)
+_POSITIONS_A = torch.tensor([[0.0, 0.0], [3.1, 4.7]])
+_PROBE = Space((6, 6), is_complex=True).random(1, seed=4)[0]
+_POSITIONS_PX = torch.tensor([[0.0, 0.0], [2.3, 1.6], [3.0, 4.0]])
 
 # name -> a small operator; a few hundred numbers, or else the gradient check takes long.
 OPERATORS: dict[str, Callable[[], Operator]] = {
     "bicubic": lambda: BicubicDownsampling((2, 12, 8), scale=2),
+    "multislice": lambda: Multislice(_MICROSCOPE, _POSITIONS_A, 3, slice_thickness_A=2.0),
+    "thin_object": lambda: ThinObject(_MICROSCOPE, _POSITIONS_A),
+    "far_field": lambda: FarField(_PROBE, _POSITIONS_PX, (9, 10)),
+    "diffraction": lambda: Diffraction(_PROBE, _POSITIONS_PX, (9, 10)),
     "compressed_sensing": lambda: CompressedSensing(12, 32),
     "deconvolution": lambda: Deconvolution(32),
     "heat": lambda: Heat(6, n_modes=5, n_sensors=4),
@@ -67,7 +80,7 @@ def test_linearity_is_as_claimed(name: str, device: str) -> None:
 def test_gradient(name: str) -> None:
     operator = _operator(name)
     x = operator.domain.random(1, torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(operator, x, eps=1e-6, atol=1e-4, rtol=1e-5, fast_mode=True)
+    assert torch.autograd.gradcheck(operator, x, eps=1e-5, atol=1e-8, rtol=1e-5, fast_mode=True)
 
 
 @every_operator
@@ -87,10 +100,10 @@ def test_shapes_types_and_independence_of_the_batch(name: str) -> None:
 def test_norm_bounds_the_jacobian_and_is_nearly_reached(name: str) -> None:
     operator = _operator(name)
     at = operator.domain.random(1, torch.float64)
-    largest = norm(operator, at, n_iterations=200)
+    largest = norm(operator, at, n_iterations=80)
     v = operator.domain.random(1, torch.float64, seed=3)
     assert float(jvp(operator, at, v).norm() / v.norm()) <= largest * (1 + 1e-6)
-    assert norm(operator, at, n_iterations=400, seed=5) == pytest.approx(largest, rel=0.02)
+    assert norm(operator, at, n_iterations=160, seed=5) == pytest.approx(largest, rel=0.05)
 
 
 @every_operator

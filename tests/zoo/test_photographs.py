@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from zoo.data.epoch_sampler import EpochSampler
+from zoo.data.loader import Loader
 from zoo.data.photograph_file import PhotographFile
 from zoo.data.photographs import PhotographsDataModule, RandomPatches, WholePictures
+from zoo.data.sampler import EpochBatches, World
 from zoo.physics.bicubic import REACH_LOW_PX, downsample
 
 
@@ -46,28 +46,25 @@ def test_values_are_in_the_unit_interval(photographs_path: Path) -> None:
 
 def test_ranks_share_out_what_one_rank_sees(photographs_path: Path) -> None:
     patches = _patches(photographs_path)
-    samplers = [EpochSampler(patches, world_size=2, rank=rank) for rank in (0, 1)]
+    samplers = [_batches(patches, World(2, rank)) for rank in (0, 1)]
     for sampler in samplers:
         sampler.set_epoch(7)
-    keys = [key for sampler in samplers for key in sampler]
+    keys = [key for s in samplers for batch in s.batches_left() for key in s.keys(batch)]
     assert sorted(keys) == [(7, index) for index in range(len(patches))]
 
 
-# Python from 3.12 on warns of forks in a process with threads; torch has some.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_workers_do_not_change_the_patches(photographs_path: Path) -> None:
     patches = _patches(photographs_path)
     # The handle of this process is open when the workers start.
     assert patches[0, 0].high.shape == (3, 48, 48)
-    low = [
-        torch.cat([b.low for b in DataLoader(patches, 4, sampler=_sampler(patches), num_workers=n)])
-        for n in (0, 2)
-    ]
+    loaders = [Loader(patches, _batches(patches), num_workers=n) for n in (0, 2)]
+    low = [torch.cat([batch.low for batch in loader]) for loader in loaders]
     assert torch.equal(*low)
+    loaders[1].close()
 
 
-def _sampler(patches: RandomPatches) -> EpochSampler:
-    return EpochSampler(patches, world_size=1, rank=0)
+def _batches(patches: RandomPatches, world: World = World()) -> EpochBatches:  # noqa: B008
+    return EpochBatches(len(patches), 2, world, shuffle=False, with_epoch=True)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from zoo.data.epoch_sampler import EpochSampler
+from zoo.data.loader import Loader
 from zoo.data.photograph_file import PhotographFile, ensure_photographs
 from zoo.data.photograph_list import names_of
+from zoo.data.sampler import EpochBatches, World
 from zoo.physics.bicubic import REACH_LOW_PX, downsample
 
 
@@ -151,17 +152,14 @@ class PhotographsDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         ensure_photographs(self.file.path)
 
-    def train_dataloader(self) -> DataLoader[Pair]:
-        world_size, rank = (
-            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+    def train_dataloader(self) -> Loader:
+        world = (
+            World(self.trainer.world_size, self.trainer.global_rank) if self.trainer else World()
         )
-        return DataLoader(
-            self.patches,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(self.patches, world_size, rank),
-            num_workers=self.num_workers,
-            drop_last=True,
+        batches = EpochBatches(
+            len(self.patches), self.batch_size, world, shuffle=False, with_epoch=True
         )
+        return Loader(self.patches, batches, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Picture]:
         return DataLoader(WholePictures(self.file, "val", self.scale), batch_size=1)

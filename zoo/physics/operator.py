@@ -1,8 +1,9 @@
 """Forward operators A: what each offers, and what autograd then gives for all.
 
-An operator maps a batch x [N, *domain.shape] to A(x) [N, *codomain.shape]; it keeps the precision of
-x, and its own tensors follow `nn.Module.to`. Both spaces have the inner product Re sum(conj(u) v),
-for which a vector-Jacobian product is the adjoint of the Jacobian, of complex numbers too.
+An operator maps a batch x [N, *domain.shape] to A(x) [N, *codomain.shape]; it keeps the precision
+of x, and its own tensors follow `nn.Module.to`. The inner product of both spaces is
+Re sum(conj(u) v), for which a vector-Jacobian product is the adjoint of the Jacobian, of complex
+numbers too.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ def vjp(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
 
 
 def jvp(operator: Operator, x: Tensor, v: Tensor) -> Tensor:
-    """J(x) v, the derivative of A at x along v."""
-    return operator(v) if operator.is_linear else torch.func.jvp(operator, (x,), (v,))[1]
+    """J(x) v, the derivative of A at x along v: the adjoint of `vjp`, which is linear in y."""
+    if operator.is_linear:
+        return operator(v)
+    zeros = _zeros(operator.codomain, like=x)
+    return torch.func.vjp(lambda y: vjp(operator, x, y), zeros)[1](v)[0]
 
 
 def adjoint(operator: Operator, y: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ def adjoint(operator: Operator, y: Tensor) -> Tensor:
     if hasattr(operator, "adjoint"):
         return operator.adjoint(y)
     operator.codomain.require("y", y)
-    return vjp(operator, _zeros_like_domain(operator, y), y)
+    return vjp(operator, _zeros(operator.domain, like=y), y)
 
 
 def norm(
@@ -123,7 +127,7 @@ def norm(
     return math.sqrt(squared)
 
 
-def _zeros_like_domain(operator: Operator, y: Tensor) -> Tensor:
-    real = y.real.dtype if y.is_complex() else y.dtype
-    dtype = real.to_complex() if operator.domain.is_complex else real
-    return torch.zeros(len(y), *operator.domain.shape, dtype=dtype, device=y.device)
+def _zeros(space: Space, like: Tensor) -> Tensor:
+    real = like.real.dtype if like.is_complex() else like.dtype
+    dtype = real.to_complex() if space.is_complex else real
+    return torch.zeros(len(like), *space.shape, dtype=dtype, device=like.device)

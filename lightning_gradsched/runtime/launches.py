@@ -1,0 +1,235 @@
+"""The buckets of a plan on their way: whose turn it is, what is under way, when all have come.
+
+[Note: whose turn] By a static schedule a full bucket's turn comes when those before it have been
+launched. Where the ranks negotiate, a full bucket is filled at once and handed over; the control
+thread launches it when all ranks have it (see runtime/readiness.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.schedule import ReductionSchedule
+from lightning_gradsched.runtime.anomaly import NanWatch
+from lightning_gradsched.runtime.bucket import Bucket, Slot, SparseBucket
+from lightning_gradsched.runtime.collectives import AllReduce, Work
+from lightning_gradsched.runtime.fill_order import FillOrderWatch
+from lightning_gradsched.runtime.readiness import Negotiation
+from lightning_gradsched.runtime.recorder import Recorder
+from lightning_gradsched.runtime.signals import N_SIGNALS, Signal
+from lightning_gradsched.runtime.transport import AllReduceTransport, Transport
+
+
+class Launches:
+    """Launches every bucket of the plan once a backward, and waits for them at its end.
+
+    Attributes:
+        order: in launch order; empty while there is no plan.
+        transport: what makes a mean of a bucket.
+        wait: how to wait for a work; its bucket is for errors.
+        say: what this rank signals in the backward that runs; see runtime/signals.py. None: nothing
+            is signalled, and no room is made for it.
+    """
+
+    def __init__(self, network: AllReduce) -> None:
+        self.order: Sequence[Bucket] = ()
+        self.transport: Transport = AllReduceTransport(network)
+        self.wait: Callable[[Work, Bucket], object] = lambda work, _bucket: work.wait()
+        self.say: Callable[[], Collection[Signal]] | None = None
+        self.recorder: Recorder | None = None
+        self.nan_watch: NanWatch | None = None
+        self.fill_order: FillOrderWatch | None = None
+        self._negotiation: Negotiation | None = None
+        self._turns: dict[Bucket, int] = {}  # their places in `order`
+        self._wait_order: Sequence[Bucket] = ()
+        self._launched: list[Bucket] = []  # in this order; until they have been waited for
+
+    @property
+    def has_in_flight(self) -> bool:
+        """Whether groups have been launched and not been waited for."""
+        return bool(self._launched)
+
+    def follow(
+        self, plan: GroupPlan, schedule: ReductionSchedule, slots: Mapping[str, Slot]
+    ) -> None:
+        """Lay out the buckets of ``plan``, which move ``slots`` (by name) into them."""
+        buckets = [
+            self._lay_out(
+                number,
+                [slots[name] for name in names],
+                n_signals=N_SIGNALS if self.say and number == schedule.launches[-1] else 0,
+            )
+            for number, names in enumerate(plan.groups)
+        ]
+        self.order = [buckets[group] for group in schedule.launches]
+        self._turns = {bucket: turn for turn, bucket in enumerate(self.order)}
+        self._wait_order = [buckets[group] for group in schedule.waits]
+        if self._negotiation is not None:
+            self._negotiation.expect(len(buckets))
+
+    def forget(self) -> None:
+        """There is no plan any more. Not while a backward that is planned runs."""
+        self.order, self._wait_order, self._turns = (), (), {}
+
+    def negotiate(self, negotiation: Negotiation) -> None:
+        """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
+        self._negotiation = negotiation
+        negotiation.expect(len(self.order))
+
+    def announce(self, *, certain: bool) -> None:
+        """From now on buckets may leave when they are full; some are, where nothing is to come."""
+        if self._negotiation is None:
+            self._launch_full()
+            return
+        if certain:
+            self._negotiation.open()
+        for bucket in self.order:
+            if bucket.pending <= 0:
+                self._offer(self._negotiation, bucket)
+
+    def be_certain(self) -> None:
+        """The backward that was announced is one that no rank may leave without a word."""
+        if self._negotiation is not None:
+            self._negotiation.open()
+
+    def full(self, bucket: Bucket) -> None:
+        """``bucket`` has all of its gradients."""
+        if self.recorder is not None:
+            self.recorder.ready(bucket.number)
+        if self._negotiation is None:
+            self._launch_full()
+        else:
+            self._offer(self._negotiation, bucket)
+        if self.fill_order is not None:
+            self.fill_order.filled(bucket.number, waits=not bucket.in_flight)
+
+    def finish(self) -> None:
+        """Launch what is left, and wait for all; ``.grad`` are the means then."""
+        if self._negotiation is None:
+            self._launch_rest(void=False)
+        else:
+            for bucket in self.order:
+                if not bucket.in_flight:
+                    self._offer(self._negotiation, bucket)
+            self._negotiation.finish()
+        for bucket in self._wait_order:
+            self._wait(bucket)
+            bucket.publish()
+        if self.nan_watch is not None:
+            self.nan_watch.look_after(self.order)
+        self._launched.clear()
+
+    def drain(self, *, is_backward: bool, before_waiting: Callable[[], None]) -> bool:
+        """Be in step with the other ranks after a backward that raised: send NaN for the rest.
+
+        ``is_backward``: the others take it for one, too. Whether all groups have been sent: then
+        the ranks that were not cut off count this backward. ``before_waiting`` is called if so.
+        """
+        if self._negotiation is not None:
+            self._negotiation.give_up()
+            self._negotiation.settle()
+        elif is_backward:
+            self._launch_rest(void=True)
+        was_reduced = 0 < len(self._launched) == len(self.order)
+        if was_reduced:
+            before_waiting()
+        for bucket in self._launched:
+            self._wait(bucket)
+        # Not before: what is forgotten here would be sent again if a wait is cut off too.
+        self._launched.clear()
+        return was_reduced
+
+    def give_up(self) -> None:
+        """Where ranks negotiate, end a round that is open: no more of it will be offered."""
+        if self._negotiation is not None:
+            self._negotiation.give_up()
+
+    def close(self) -> None:
+        """The backward has ended: each bucket may be launched again."""
+        for bucket in self.order:
+            bucket.in_flight = False
+        self.give_up()  # a round that was opened and came to nothing
+
+    def heard(self) -> frozenset[Signal]:
+        """What some rank has signalled in the backward that was reduced last; alike on all.
+
+        On a GPU it waits for that reduction.
+        """
+        return self.order[-1].signals() if self.order and self.say else frozenset()
+
+    def reduce_each(self, slots: Sequence[Slot], factor: float) -> None:
+        """Reduce each of ``slots`` by itself, times ``factor``, between two backwards."""
+        buckets = [self._lay_out(number, [slot]) for number, slot in enumerate(slots)]
+        for bucket in buckets:
+            self._fill(bucket)
+            bucket.work = self.transport.send(bucket, is_last=bucket is buckets[-1])
+        for bucket in buckets:
+            self._wait(bucket)
+            bucket.publish()
+            with torch.no_grad():
+                bucket.flat.mul_(factor)
+        if self.nan_watch is not None:
+            self.nan_watch.look_after(buckets)
+
+    def _lay_out(self, number: int, slots: Sequence[Slot], n_signals: int = 0) -> Bucket:
+        if slots[0].is_sparse:
+            return SparseBucket(number=number, slots=slots, n_signals=n_signals)
+        return Bucket(
+            number=number,
+            slots=slots,
+            counts_apart=self.transport.counts_apart,
+            n_signals=n_signals,
+        )
+
+    def _launch_full(self) -> None:
+        while len(self._launched) < len(self.order):
+            bucket = self.order[len(self._launched)]
+            if bucket.pending > 0:
+                return
+            self._launch(bucket)
+
+    def _launch_rest(self, *, void: bool) -> None:
+        for bucket in self.order[len(self._launched) :]:
+            self._launch(bucket, void=void)
+
+    def _launch(self, bucket: Bucket, *, void: bool = False) -> None:
+        if self.recorder is not None:
+            self.recorder.turn_came(bucket.number)
+        self._fill(bucket, void=void)
+        self._send(bucket)
+
+    def _offer(self, negotiation: Negotiation, bucket: Bucket) -> None:
+        """From here on the bucket is the control thread's; see [Note: two threads]."""
+        self._fill(bucket)
+        negotiation.offer(self._turns[bucket], partial(self._launch_agreed, bucket))
+
+    def _launch_agreed(self, bucket: Bucket) -> None:
+        """In the control thread."""
+        if self.recorder is not None:
+            self.recorder.turn_came(bucket.number)
+        self._send(bucket)
+
+    def _fill(self, bucket: Bucket, *, void: bool = False) -> None:
+        bucket.fill()
+        if bucket.n_signals and self.say is not None:
+            bucket.say(self.say())
+        if void:
+            bucket.void()
+        if self.nan_watch is not None:
+            self.nan_watch.look_before(bucket)
+        bucket.in_flight = True
+
+    def _send(self, bucket: Bucket) -> None:
+        is_last = len(self._launched) + 1 == len(self.order)
+        bucket.work = self.transport.send(bucket, is_last=is_last)
+        self._launched.append(bucket)
+        if self.recorder is not None:
+            self.recorder.launched(bucket.number, bucket.work)
+
+    def _wait(self, bucket: Bucket) -> None:
+        assert bucket.work is not None
+        self.wait(bucket.work, bucket)

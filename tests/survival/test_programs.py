@@ -1,0 +1,151 @@
+"""Whole programs: killed and restarted by torchrun, and what is left after any kind of end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+
+from lightning_gradsched import checkpoint_file
+from lightning_gradsched.preemption import EXIT_CODE
+from tests import measured
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+# On a machine that many share; alone, a job takes ten seconds.
+LIMIT_S = 400.0
+JOB = ["-m", "tests.survival.jobs"]
+KILL, TERM, INT = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGINT)
+
+
+def run(folder: Path, options: dict[str, Any], launcher: Sequence[str] = ()) -> tuple[int, str]:
+    """Exit code and output of the job; none of the processes that it started is left."""
+    mark = f"SURVIVAL_JOB={uuid4().hex}"
+    name, _, value = mark.partition("=")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", name: value}
+    command = [sys.executable, *launcher, *JOB, str(folder), json.dumps(options)]
+    log = folder / "said.log"
+    with open(log, "w") as file:
+        program = subprocess.Popen(command, env=env, cwd=ROOT, stdout=file, stderr=file)
+    try:
+        code = program.wait(LIMIT_S)
+        assert_no_process_is_left(mark)
+    finally:
+        for pid in marked(mark):
+            os.kill(pid, KILL)
+        program.wait()
+    return code, log.read_text()
+
+
+def marked(mark: str) -> list[int]:
+    """The processes that run with ``mark`` in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:  # it has ended meanwhile, or is not ours
+                continue
+            if mark.encode() in environment.split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def assert_no_process_is_left(mark: str) -> None:
+    deadline = time.monotonic() + 60
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert marked(mark) == []
+
+
+def torchrun(n_ranks: int, restarts: int) -> list[str]:
+    return [
+        *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"),
+        *(f"--max-restarts={restarts}", "--monitor-interval=0.2"),
+    ]
+
+
+def seen(folder: Path, rank: int, attempt: int) -> Any:
+    return json.loads((folder / f"rank{rank}_attempt{attempt}.json").read_text())
+
+
+def test_torchrun_restarts_a_job_whose_rank_was_killed(tmp_path: Path) -> None:
+    """From the last checkpoint, and on as if nothing had happened: bit for bit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    options = {"trainer": {"max_epochs": 2}}
+    code, said = run(whole, options, torchrun(2, 0))
+    assert code == 0, said
+    code, said = run(killed, {**options, "trouble": [KILL, 6, 1]}, torchrun(2, 1))
+    assert code == 0, said
+    for rank in range(2):
+        rest = seen(killed, rank, 1)["losses"]
+        first_step = rest[0][1]
+        assert first_step in (2, 4), "in the 6th batch, after 5 steps; every second is saved"
+        assert rest == seen(whole, rank, 0)["losses"][first_step:]
+    pairs = zip(weights(whole), weights(killed), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    restarted_s = (killed / "rank0_attempt1.json").stat().st_mtime
+    fault_s = float((killed / "fault_at").read_text())
+    message = next(
+        line for line in said.splitlines() if "Signal 9" in line or "exitcode: -9" in line
+    )
+    measured.record(message.strip(), restarted_s - fault_s, 5 - first_step)
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    return list(torch.load(folder / "weights.pt", weights_only=True).values())
+
+
+ENDS = {
+    "normal": ({}, 0, "`max_epochs=2` reached"),
+    "exception": ({"trouble": [0, 3, 0]}, 1, "ZeroDivisionError: no such luck"),
+    "exception on one rank": ({"trouble": [0, 3, 1]}, None, "ZeroDivisionError: no such luck"),
+    "SIGTERM": ({"trouble": [TERM, 3, 0]}, EXIT_CODE, "preempted by SIGTERM to rank 0: stopped"),
+    "SIGKILL of one rank": ({"trouble": [KILL, 3, 1]}, None, "Rank 1"),
+    "Ctrl-C": ({"trouble": [INT, 3, 0]}, 1, "Detected KeyboardInterrupt"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_is_left_after_any_end(end: str, tmp_path: Path) -> None:
+    """Two ranks, started by Lightning; no process, half-written file or shared memory stays."""
+    extra, expected, words = ENDS[end]
+    shared = set(os.listdir("/dev/shm"))
+    code, said = run(tmp_path, {"trainer": {"devices": 2, "max_epochs": 2}, **extra})
+    if expected is None:
+        assert code != 0, said
+    else:
+        assert code == expected, said
+    assert words in said
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.name.startswith(".")] == []
+    for path in files:
+        if path.suffix == ".ckpt":
+            assert checkpoint_file.fault_of(path) == ""
+    left = {name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("torch_")}
+    assert left == set()
+    record(end, tmp_path, said, words)
+
+
+def record(end: str, folder: Path, said: str, words: str) -> None:
+    stamp = folder / "fault_at"
+    if not stamp.exists():
+        return
+    message = next(line for line in reversed(said.splitlines()) if words in line)
+    saved = [checkpoint_file.read(path)["global_step"] for path in folder.rglob("*.ckpt")]
+    ended_s = (folder / "said.log").stat().st_mtime
+    n_done = 3 if end == "SIGTERM" else 2
+    measured.record(message, ended_s - float(stamp.read_text()), n_done - max(saved, default=0))

@@ -1,0 +1,1 @@
+"""What is done to gradients and updates around torch's own optimizers."""

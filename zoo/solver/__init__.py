@@ -1,0 +1,1 @@
+"""Iterative reconstruction through the operators of zoo.physics, without any network."""
