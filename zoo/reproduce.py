@@ -14,13 +14,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from zoo.claim import compressed_sensing, deconvolution
+from zoo.claim import compressed_sensing, deconvolution, unknown_operator
 from zoo.claim.claim import Claim, Measured
 from zoo.claim.page import write_page
 from zoo.errors import UserError, user_errors
 from zoo.files import write_json, written_whole
 
-CLAIMS: tuple[Claim, ...] = (deconvolution.CLAIM, compressed_sensing.CLAIM)
+CLAIMS: tuple[Claim, ...] = (
+    deconvolution.CLAIM,
+    compressed_sensing.CLAIM,
+    unknown_operator.CLAIM,
+)
 _ROOT = Path(__file__).resolve().parent.parent
 _EPILOG = """examples:
   python -m zoo.reproduce                          all claims; those in the results file are kept

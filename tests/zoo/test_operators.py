@@ -13,9 +13,11 @@ from zoo.physics.bicubic import BicubicDownsampling
 from zoo.physics.compressed_sensing import CompressedSensing
 from zoo.physics.deconvolution import Deconvolution
 from zoo.physics.electron import Microscope
+from zoo.physics.heat import Heat
 from zoo.physics.multislice import Multislice, ThinObject
 from zoo.physics.operator import Operator, Space, adjoint, inner, jvp, norm, vjp
 from zoo.physics.ptychography import Diffraction, FarField
+from zoo.physics.smoothing import Smoothing
 
 # Slow electrons, which a potential of about 1 V already turns by a sizeable phase.
 _MICROSCOPE = Microscope(8, pixel_A=1.0, energy_eV=20.0, semiangle_rad=0.6)
@@ -32,6 +34,8 @@ OPERATORS: dict[str, Callable[[], Operator]] = {
     "diffraction": lambda: Diffraction(_PROBE, _POSITIONS_PX, (9, 10)),
     "compressed_sensing": lambda: CompressedSensing(12, 32),
     "deconvolution": lambda: Deconvolution(32),
+    "heat": lambda: Heat(6, n_modes=5, n_sensors=4),
+    "smoothing": lambda: Smoothing(32),
 }
 _DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
