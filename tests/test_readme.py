@@ -92,7 +92,7 @@ def test_python_snippets_name_things_that_exist() -> None:
 
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
-    """`make demo TASK=super_resolution` in full: two ranks, the stated gain, and everything that it promises."""
+    """`make demo TASK=super_resolution`: two ranks, the stated gain, and all that it promises."""
     result = subprocess.run(
         [
             *(sys.executable, "-m", "zoo.train", "experiment=super_resolution"),
