@@ -280,7 +280,7 @@ def test_cbed_tiny_learns_and_is_evaluated(
     assert "of the measured peak" in finished.stdout
     assert (run_dir / "comparison.png").stat().st_size > 50_000
 
-    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    checkpoint = results["checkpoint"]  # the best, which need not be the last
     folder = f"data_path={tmp_path / 'data'}"
     scored = program(evaluate.main, "scored", f"checkpoint={checkpoint}", folder)
     again = json.loads((scored / "results.json").read_text())
