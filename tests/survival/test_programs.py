@@ -118,7 +118,7 @@ ENDS = {
     "exception": ({"trouble": [0, 3, 0]}, 1, "ZeroDivisionError: no such luck"),
     "exception on one rank": ({"trouble": [0, 3, 1]}, None, "ZeroDivisionError: no such luck"),
     "SIGTERM": ({"trouble": [TERM, 3, 0]}, EXIT_CODE, "preempted by SIGTERM to rank 0: stopped"),
-    "SIGKILL of one rank": ({"trouble": [KILL, 3, 1]}, None, "Rank 1"),
+    "SIGKILL of one rank": ({"trouble": [KILL, 3, 1]}, None, "terminated with code -9"),
     "Ctrl-C": ({"trouble": [INT, 3, 0]}, 1, "Detected KeyboardInterrupt"),
 }
 
