@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from tests.parity.nets import WIDTH, Dense, Residual
 from tests.ranks import errors_of_ranks, run_ranks
+from tests.runtime.branches import Branches
 
 Gradients = list[dict[str, Tensor]]
 N_STEPS = 6
@@ -181,17 +182,6 @@ def test_the_last_bucket_of_each_backward_says_so() -> None:
     for _, plain, lasts in run_ranks(2, by_tensor, "signs"):
         n_groups = len(plain[0])
         assert lasts == [*[False] * (n_groups - 1), True] * N_STEPS
-
-
-class Branches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-
-    def forward(self, x: Tensor, used: str) -> Tensor:
-        for name in used:
-            x = torch.tanh(getattr(self, name)(x))
-        return x
 
 
 def partly_used(rank: int) -> list[dict[str, tuple[Tensor | None, Tensor | None]]]:

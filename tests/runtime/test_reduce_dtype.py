@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from tests.parity.nets import WIDTH, Residual
 from tests.ranks import errors_of_ranks, run_ranks
+from tests.runtime.branches import Branches
 
 Grads = dict[str, Tensor]
 
@@ -88,17 +89,6 @@ def test_what_the_dtype_cannot_hold_is_inf_on_all_ranks() -> None:
     for weight, bias in run_ranks(2, overflowing):
         torch.testing.assert_close(weight, torch.tensor([[1.0, inf, nan, -inf]]), equal_nan=True)
         assert bias == 1.0
-
-
-class Branches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-
-    def forward(self, x: Tensor, used: str) -> Tensor:
-        for name in used:
-            x = torch.tanh(getattr(self, name)(x))
-        return x
 
 
 def partly_used(rank: int, dtype: str) -> dict[str, bool]:
