@@ -149,7 +149,8 @@ class Cluster:
     @property
     def environ(self) -> dict[str, str]:
         """This process's, without what another launcher has left in it."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
+        others = ("SLURM", "SBATCH", "MASTER_")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(others)}
         # submitit asks sacct, which needs accounting: a stand-in asks scontrol.
         tools = Path(__file__).parent / "bin"
         return clean | {

@@ -1,0 +1,19 @@
+"""What every test can rely on, whichever ran before it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment_as_found() -> Iterator[None]:
+    """Takes back what a test left in the environment, Lightning's MASTER_ADDR for one.
+
+    Programs that a later test starts would inherit it, and a launch would look for rank 0 there.
+    """
+    found = dict(os.environ)
+    yield
+    for name in os.environ.keys() - found.keys():
+        del os.environ[name]
+    os.environ.update(found)
