@@ -1,9 +1,9 @@
 """Tropical cyclones in a single snapshot: the candidate criteria of TECA's detector.
 
-S6 took its cyclones from `teca_tc_detect` (LBL-EESA/TECA) with "super relaxed" thresholds; these
-are the defaults here. TECA then keeps candidates that form a track of two days with 17 m/s. A single
-snapshot has no track: the wind is asked for at once, and a latitude limit stands for the rest, which
-drops the lows of the middle latitudes that a track's warm core would.
+S6 took its cyclones from `teca_tc_detect` (LBL-EESA/TECA), thresholds "super relaxed"; these are
+the defaults here. TECA then keeps candidates that form a track of two days with 17 m/s. A
+single snapshot has no track: the wind is asked for at once, and a latitude limit stands for the
+rest, which drops the lows of the middle latitudes that do not keep a warm core.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def relative_vorticity(u: np.ndarray, v: np.ndarray, grid: Grid) -> np.ndarray:
 def find_cyclones(
     fields: Mapping[str, np.ndarray],
     grid: Grid,
-    rule: CycloneRule = CycloneRule(),  # noqa: B008
+    rule: CycloneRule = CycloneRule(),
 ) -> list[Cyclone]:
     """The cyclones of a snapshot, the strongest vorticity first.
 

@@ -1,7 +1,7 @@
 """Synthetic snapshots of a climate model: sixteen channels, each a function of seed and index.
 
-Not a model of the atmosphere: zonal profiles, smooth random fields, vortices and moist filaments put
-together so that channels have the units, ranges, moments and tails of CAM5's (see
+Not a model of the atmosphere: zonal profiles, smooth random fields, vortices and moist filaments,
+put together so that channels have the units, ranges, moments and tails of CAM5's (see
 `zoo.data.climate_channels`), depend on each other with the right signs, and events are as rare.
 Labels are not drawn: `zoo.data.climate_labels` computes them from the fields.
 """
@@ -165,14 +165,20 @@ def _winds_of(stream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _rain(latitude, t, shower, damp, fine, tmq, storms):
     """Log-normal, more where it is moist."""
     zone = 1.9 * _bell(t, 3.0, 8.0) + 0.9 * storms - 1.4 * _bell(np.abs(latitude), 24.0, 9.0)
-    exponent = -20.55 + zone + 1.25 * shower + 0.75 * damp + 0.5 * fine + 0.055 * np.minimum(tmq, 45.0)
+    exponent = (
+        -20.55 + zone + 1.25 * shower + 0.75 * damp + 0.5 * fine + 0.055 * np.minimum(tmq, 45.0)
+    )
     return np.exp(exponent - 1.2 * np.exp(-tmq / 3.0)).astype(np.float32)
 
 
 def _temperatures(latitude, summer, land, height_m, warm, spot, fine, storms):
     """Of the air at 2 m and of the surface."""
     absolute = np.abs(latitude)
-    sea = 272.0 + 29.0 * np.cos(np.radians(latitude)).clip(0.0) ** 2.0 + 3.0 * summer * (absolute < 60)
+    sea = (
+        272.0
+        + 29.0 * np.cos(np.radians(latitude)).clip(0.0) ** 2.0
+        + 3.0 * summer * (absolute < 60)
+    )
     ice = 0.5 * (1.0 + np.tanh((absolute - 68.0 + 6.0 * summer) / 4.0))
     sea = sea - ice * (16.0 - 14.0 * summer)
     ground = 256.0 + 45.0 * np.cos(np.radians(latitude)).clip(0.0) ** 1.5
@@ -189,7 +195,9 @@ def _complete(fields: dict[str, np.ndarray], shape: tuple[int, int], season: flo
     fields["TMQ"] = np.clip(fields["TMQ"], 0.03, 105.0)
     air = fields["TREFHT"]
     # The barometric formula, with the ground's own temperature 0.0065 K/m below.
-    fields["PS"] = fields["PSL"] * np.exp(-9.81 * world.height_m / (287.0 * (air + 0.00325 * world.height_m)))
+    fields["PS"] = fields["PSL"] * np.exp(
+        -9.81 * world.height_m / (287.0 * (air + 0.00325 * world.height_m))
+    )
     vapour_pa = 611.2 * np.exp(17.67 * (air - 273.15) / (air - 29.65))
     moist = np.clip(0.74 + 0.004 * (fields["TMQ"] - 20.0) - 0.12 * world.land, 0.25, 0.98)
     fields["QREFHT"] = np.clip(0.622 * vapour_pa / fields["PS"] * moist, 1e-7, 0.03)
