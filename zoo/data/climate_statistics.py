@@ -94,8 +94,9 @@ def read_statistics_file(path: Path, names: Sequence[str] | None = None) -> Chan
             listed = channels_of(group)
     except (OSError, KeyError) as error:
         raise DataFileError(
-            f"no usable statistics in {path}: expected /climate/stats (S6) or /climate/mean, "
-            f"sqmean, minval, maxval (DeepCAM), got {error}. Next, set data.statistics=deepcam or train."
+            f"no usable statistics in {path}: expected /climate/stats (S6), or /climate/mean, "
+            f"sqmean, minval and maxval (DeepCAM), got {error}. Next, set data.statistics=deepcam "
+            "or train."
         ) from error
     names = tuple(names or listed or CHANNELS)
     lengths = {key: len(values) for key, values in columns.items()}
