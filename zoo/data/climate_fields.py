@@ -137,7 +137,7 @@ def _base(now: Weather, hours: float, shape: tuple[int, int]) -> dict[str, np.nd
         + (0.6 + 3.2 * storms) * (0.7 * warm + 0.6 * hemisphere * stream) + 0.3 * spot
     )  # fmt: skip
     fields["T200"] = (
-        216.5 - 13.0 * (1.0 - cosine) ** 2 + 21.0 * summer * (1.0 - cosine) ** 1.2
+        215.8 - 10.5 * (1.0 - cosine) ** 2 + 18.0 * summer * (1.0 - cosine) ** 1.2
         + (0.8 + 3.0 * storms) * (0.8 * high - 0.5 * hemisphere * stream) + 0.3 * spot
     )  # fmt: skip
     fields["Z200"] = (

@@ -43,7 +43,7 @@ def planet(shape: tuple[int, int]) -> Planet:
     ice = 2900.0 * _step((-latitude - 74.0) / 2.5) * (1.0 + 0.12 * ridges[1])
     height_m = land * (mountains * _step((latitude + 66.0) / 2.0) + ice)
     height_m *= 1.0 + 0.08 * fine_noise(rng, shape)
-    return Planet(land, np.clip(height_m, 0.0, 5400.0))
+    return Planet(land, np.clip(height_m, 0.0, 4900.0))
 
 
 def _step(x: np.ndarray) -> np.ndarray:
