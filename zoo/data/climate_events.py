@@ -64,7 +64,7 @@ def draw_filaments(rng: np.random.Generator, n_filaments: int) -> list[Filament]
                 sign * rng.uniform(13.0, 26.0),
                 rng.uniform(22.0, 48.0),
                 rng.uniform(190.0, 330.0),
-                rng.uniform(13.0, 25.0),
+                rng.uniform(15.0, 27.0),
                 rng.uniform(-4.0, 4.0),
                 rng.uniform(0.0, 2.0 * np.pi),
             )

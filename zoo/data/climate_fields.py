@@ -110,7 +110,7 @@ def _base(now: Weather, hours: float, shape: tuple[int, int]) -> dict[str, np.nd
     humid = np.exp(0.14 * wet + 0.12 * damp + 0.05 * fine - 0.014)
     dry_land = 1.0 - 0.22 * world.land * _bell(np.abs(latitude), 25.0, 18.0)
     moist = 42.0 * np.cos(np.radians(t * 0.98)).clip(0.0) ** 2.4 + 6.0 * _bell(t, 2.0, 9.0)
-    moist = moist * (1.0 - 0.27 * _bell(np.abs(t), 29.0, 10.0))
+    moist = moist * (1.0 - 0.36 * _bell(np.abs(t), 30.0, 10.0))
     fields["TMQ"] = (moist * dry_land * humid + 0.4) * np.exp(-world.height_m / 2600.0)
 
     zonal = 8.0 * storms - 6.8 * _bell(latitude, 0.0, 17.0) - 1.5 * _bell(latitude, -84.0, 12.0)
