@@ -66,7 +66,7 @@ class NanOnOneRank(modules.Regression):
 
 
 def fit(rank: int) -> Any:
-    strategy = GradSchedStrategy(stall_timeout_s=6.0)
+    strategy = GradSchedStrategy(stall_timeout_s=20.0)
     return trainer(strategy, detect_anomaly=True).fit(NanOnOneRank())
 
 
