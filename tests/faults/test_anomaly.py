@@ -70,6 +70,7 @@ def fit(rank: int) -> Any:
     return trainer(strategy, detect_anomaly=True).fit(NanOnOneRank())
 
 
+@pytest.mark.slow
 def test_in_lightning() -> None:
     pl.seed_everything(0, verbose=False)
     for message in errors_of_ranks(2, fit):
