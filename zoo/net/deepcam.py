@@ -117,7 +117,8 @@ class DeepCAM(nn.Module):
                 f"expected eight channels (two of the stem, three of the entry flow, three of the "
                 f"exit flow), got {list(channels)}; try channels={list(CHANNELS)}"
             )
-        self.in_channels, self.checkpointing = in_channels, activation_checkpointing
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.checkpointing = activation_checkpointing
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         a, b, c, d, e, f, g, h = channels
         block = partial(XceptionBlock, periodic=periodic)

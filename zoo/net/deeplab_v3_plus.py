@@ -121,7 +121,8 @@ class DeepLabV3Plus(nn.Module):
                 f" blocks of units, got {decoder!r}, {norm!r} and {list(units)}; try "
                 "decoder=deconv1x norm=batch units=[3, 4, 6, 3]"
             )
-        self.in_channels, self.decoder, self.periodic = in_channels, decoder, periodic
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.decoder, self.periodic = decoder, periodic
         self.checkpointing = activation_checkpointing
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         make_norm = NORMS[norm]

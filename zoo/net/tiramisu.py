@@ -87,7 +87,7 @@ class Tiramisu(nn.Module):
                 f"got layers={list(layers)} and kernel_px={kernel_px}; try layers=[2, 2, 3] "
                 "kernel_px=3"
             )
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         make_layer = partial(TiramisuLayer, norm=norm, dropout=dropout, periodic=periodic)
         make_block = partial(
