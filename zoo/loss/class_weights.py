@@ -60,15 +60,18 @@ class ClassWeighted(nn.Module):
                 "or null for those of the training set's frequencies"
             )
         self.n_classes, self.exponent, self.normalize = n_classes, exponent, normalize
-        self.derives = class_weights is None
         weights = [torch.nan] * n_classes if class_weights is None else list(class_weights)
         self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32))
 
+    @property
+    def waits_for_frequencies(self) -> bool:
+        """No weights were given, taken, or loaded yet."""
+        return bool(self.class_weights.isnan().any())
+
     def take_class_frequencies(self, frequencies: Sequence[float]) -> None:
-        """Set the weights, unless they were given."""
-        if self.derives:
-            weights = class_weights_of(frequencies, self.exponent, self.normalize)
-            self.class_weights.copy_(torch.tensor(weights))
+        """Set the weights."""
+        weights = class_weights_of(frequencies, self.exponent, self.normalize)
+        self.class_weights.copy_(torch.tensor(weights))
 
     def weights_at(self, labels: Tensor, pixel_weights: Tensor | None) -> Tensor:
         """[N, H, W] float32: of each pixel's class, times `pixel_weights` where there are any."""

@@ -66,8 +66,7 @@ class Segmentation(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         self._take_data(self.trainer.datamodule)
-        if stage == "fit":
-            self._take_frequencies()
+        self._take_frequencies()
         if self.area_weighted:
             self._pixel_weights = area_weights(self.data["latitude_deg"]).to(self.device)
         if self.compile_net:
@@ -157,7 +156,7 @@ class Segmentation(L.LightningModule):
     def _take_frequencies(self) -> None:
         frequencies = self.data["class_frequencies"]
         for term in self.loss.modules():
-            if not isinstance(term, ClassWeighted) or not term.derives:
+            if not isinstance(term, ClassWeighted) or not term.waits_for_frequencies:
                 continue
             if frequencies is None:
                 raise UserError(
