@@ -190,7 +190,7 @@ class Trouble(Callback):
     """Sends ``signum`` to one rank at a batch (counted over epochs); another rank is slow.
 
     ``signum`` 0: an exception; negative: its launcher gets it first, as where a node is lost.
-    ``rank`` None: whichever has this callback. Into ``folder``, if given, the time of it is written.
+    ``rank`` None: whichever has this callback. ``folder``, if given, gets the time of it.
     """
 
     def __init__(
