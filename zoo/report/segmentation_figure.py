@@ -70,7 +70,7 @@ def _draw_row(figure: Figure, row: MapRow, axes: Any) -> None:
         axis.set_title(name, fontsize=10)
     background = next(iter(row.fields.values()))
     for axis, mask, heading in zip(
-        axes[-2:], (row.truth, row.prediction), ("truth", f"network: {row.scores}"), strict=True
+        axes[-2:], (row.truth, row.prediction), ("truth", f"network (IoU {row.scores})"), strict=True
     ):
         _draw(axis, row, background, cmap="gray", alpha=0.55)
         n_classes = len(_COLORS)
