@@ -138,9 +138,9 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_climate_tiny_learns_and_is_evaluated(tmp_path: Path, program: Callable[..., Path]) -> None:
-    """Two ranks, a third of the experiment's steps and snapshots; one rank scores again."""
+    """Two ranks, a quarter of the experiment's steps and snapshots; one rank scores again."""
     run_dir, data = tmp_path / "run", tmp_path / "data"
-    options = ("data.n_samples=120", "trainer.max_steps=100", f"data.path={data}")
+    options = ("data.n_samples=120", "trainer.max_steps=80", f"data.path={data}")
     quiet = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
     finished = subprocess.run(
         [
@@ -167,11 +167,12 @@ def test_climate_tiny_learns_and_is_evaluated(tmp_path: Path, program: Callable[
 
 
 @pytest.mark.slow
-def test_a_step_of_deepcam_at_full_size(tmp_path: Path) -> None:
-    """768 x 1152 pixels, bf16, recomputed activations, LAMB: within 4 GiB."""
+@pytest.mark.parametrize(("name", "optimizer"), [("deepcam", "lamb"), ("tiramisu", "larc_adam")])
+def test_a_step_at_full_size(name: str, optimizer: str, tmp_path: Path) -> None:
+    """768 x 1152 pixels, bf16, recomputed activations."""
     model = Segmentation(
-        build("deepcam", activation_checkpointing=True),
-        instantiate(OmegaConf.load(CONFIG_DIR / "optimizer" / "lamb.yaml")),
+        build(name, activation_checkpointing=True),
+        instantiate(OmegaConf.load(CONFIG_DIR / "optimizer" / f"{optimizer}.yaml")),
         WeightedCrossEntropy(exponent=0.125, normalize=False, reduction="mean"),
     )
     before = [p.detach().clone() for p in model.net.parameters()]
@@ -179,6 +180,4 @@ def test_a_step_of_deepcam_at_full_size(tmp_path: Path) -> None:
     _trainer(tmp_path, -1, gradient_clip_val=1.0, **options).fit(model, OneSnapshot())
     after = list(model.net.parameters())
     assert all(p.isfinite().all() for p in after)
-    changed = [not torch.equal(p, q) for p, q in zip(before, after, strict=True)]
-    # A norm's shift is zero at first, which LAMB leaves as it is for one step, or moves.
-    assert sum(changed) > 0.9 * len(changed)
+    assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True))
