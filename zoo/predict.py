@@ -150,7 +150,7 @@ def _predict_file(
     events: list[Event] = []
     masks: list[np.ndarray] = []
     rows: list[MapRow] = []
-    variables = OmegaConf.to_container(config.variables)
+    variables = config.variables and OmegaConf.to_container(config.variables)
     with open_snapshots(path, variables) as snapshots:
         channels = predictor.scaling.channels
         more = [each for each in (*EVENT_CHANNELS, *_DRAWN) if each in snapshots.names]
