@@ -69,9 +69,8 @@ def _draw_row(figure: Figure, row: MapRow, axes: Any) -> None:
         figure.colorbar(shown, ax=axis, fraction=0.03, pad=0.02, label=_UNITS.get(name, ""))
         axis.set_title(name, fontsize=10)
     background = next(iter(row.fields.values()))
-    for axis, mask, heading in zip(
-        axes[-2:], (row.truth, row.prediction), ("truth", f"network: {row.scores}"), strict=True
-    ):
+    headings = ("truth", f"network (IoU {row.scores})")
+    for axis, mask, heading in zip(axes[-2:], (row.truth, row.prediction), headings, strict=True):
         _draw(axis, row, background, cmap="gray", alpha=0.55)
         n_classes = len(_COLORS)
         _draw(axis, row, mask, cmap=ListedColormap(_COLORS), vmin=-0.5, vmax=n_classes - 0.5)
