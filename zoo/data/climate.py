@@ -182,8 +182,12 @@ class ClimateDataModule(HDF5DataModule):
         """The scaling and the classes' shares: into every checkpoint."""
         if self.normalization is None:
             return {}
-        frequencies = self.class_frequencies
-        return {"normalization": self.normalization.state(), "class_frequencies": frequencies}
+        return {
+            "normalization": self.normalization.state(),
+            "class_frequencies": self.class_frequencies,
+            "class_names": self.class_names,
+            "grid_shape": list(self.schema["fields"].shape[:2]),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the scaling of a checkpoint in the place of one's own.
