@@ -110,7 +110,7 @@ def test_one_half_rests_while_the_other_learns(kind: str) -> None:
 
 def test_unknown_kinds_and_missing_states_are_named() -> None:
     halves = (MLP(8, 8), MLP(8, 8))
-    with pytest.raises(ValueError, match="kind must be one of .*'taen'.*got 'ae'"):
+    with pytest.raises(ValueError, match=r"kind must be one of .*'taen'.*got 'ae'"):
         Autoencoder(*halves, Deconvolution(8), torch.optim.Adam, kind="ae")
     with pytest.raises(PhysicsError, match=r"method state\(u\), got Deconvolution.*kind=taen"):
         Autoencoder(*halves, Deconvolution(8), torch.optim.Adam, kind="taen_full")

@@ -24,15 +24,16 @@ _PUBLISHED = {
 def measure(small: bool, advance: Advance) -> Measured:
     """All autoencoders at 1 and 100 samples."""
     setting = Setting(
-        Heat(),
+        Heat(deviation=0.1),
         kinds=("opo", "mc_opo", "taen") if small else ("pop", "mc_pop", "opo", "mc_opo", "taen"),
         sizes=(1, 100),
-        n_seeds=1 if small else 3,
-        n_steps=300 if small else 1000,
-        n_test=50 if small else 200,
-        samples_a_step=10,
-        randomization=0.1,
-        n_iterations=15,
+        n_seeds=1 if small else 2,
+        n_steps=3 if small else 7,
+        n_test=40 if small else 100,
+        samples_a_step=100,
+        randomization=0.02,
+        n_iterations=8,
+        hidden=(),
     )
     return inverse_pde.measure(setting, advance)
 

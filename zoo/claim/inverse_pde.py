@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from zoo.claim.claim import Advance, Check, Measured, Rows, at_least, at_most, mean_and_spread
 from zoo.data.coefficients import CoefficientsDataModule
@@ -40,7 +39,8 @@ class Setting(NamedTuple):
     Attributes:
         operator: with `field`, coefficients -> what errors are taken of.
         kinds: of `Autoencoder` or of `ModelConstrained`.
-        n_steps: of Adam for the inverse; a surrogate gets as many again.
+        n_steps: of L-BFGS for the inverse, each of up to `iterations_a_step` iterations on rows
+            with the same noise; a surrogate gets as many again.
         samples_a_step: rows of a step, copies with other noise among them.
     """
 
@@ -53,6 +53,8 @@ class Setting(NamedTuple):
     samples_a_step: int
     randomization: float
     n_iterations: int
+    hidden: tuple[int, ...]
+    iterations_a_step: int = 20
     noise: float = 0.005
 
 
@@ -71,9 +73,11 @@ def measure(setting: Setting, advance: Advance) -> Measured:
 
 def _data(setting: Setting, n_train: int, seed: int) -> CoefficientsDataModule:
     # The training data are the seed's; all nets and Tikhonov are tested on the same.
-    batch_size = min(n_train, setting.samples_a_step)
-    options = {"n_train": n_train, "n_val": 1, "n_test": setting.n_test, "batch_size": batch_size}
-    return CoefficientsDataModule(setting.operator, setting.noise, seed=seed, **options)
+    sizes = {"n_train": n_train, "n_val": 1, "n_test": setting.n_test}
+    data = CoefficientsDataModule(setting.operator, setting.noise, seed=seed, **sizes)
+    # Second-order steps, whose differences of losses end early in single precision.
+    data.dtype = torch.float64
+    return data
 
 
 def _test(setting: Setting) -> Samples:
@@ -102,8 +106,7 @@ def _run(setting: Setting, kind: str, n_train: int, seed: int) -> dict[str, floa
     data, test = _data(setting, n_train, seed), _test(setting)
     L.seed_everything(seed, verbose=False)
     model = _model(setting, kind, n_train, seed)
-    n_phases = 2 if isinstance(model, Autoencoder) else 1
-    quiet_trainer(n_phases * setting.n_steps).fit(model, data)
+    _fitted(model, data, setting.n_steps)
     with torch.no_grad():
         estimate = model.eval()(test.data)
     result = {"kind": kind, "n_train": n_train, "seed": seed}
@@ -115,24 +118,33 @@ def _run(setting: Setting, kind: str, n_train: int, seed: int) -> dict[str, floa
     return result
 
 
+def _fitted(model: ModelConstrained, data: CoefficientsDataModule, n_steps: int) -> None:
+    # The operator is all models' own, and the last one was left in eval mode.
+    quiet_trainer(n_steps, precision="64-true").fit(model.train(), data)
+    if isinstance(model, Autoencoder):
+        # The second half has an optimizer of its own: a history of the first would mislead it.
+        model.n_first_steps = 0
+        quiet_trainer(n_steps, precision="64-true").fit(model.train(), data)
+
+
 def _model(setting: Setting, kind: str, n_train: int, seed: int) -> ModelConstrained:
     operator = setting.operator
     n_data, n_coefficients = operator.codomain.shape[0], operator.domain.shape[0]
-    net = MLP(n_data, n_coefficients, (256, 256), "gelu", whiten=True)
-    is_autoencoder = kind in KINDS
+    net = MLP(n_data, n_coefficients, setting.hidden, "tanh", whiten=True)
+    optimizer = partial(
+        torch.optim.LBFGS, max_iter=setting.iterations_a_step, line_search_fn="strong_wolfe"
+    )
     common = {
-        "optimizer": partial(torch.optim.Adam, lr=1e-3),
-        # A decoder begins anew.
-        "scheduler": partial(CosineAnnealingWarmRestarts, T_0=setting.n_steps),
+        "optimizer": optimizer,
         "kind": kind,
         "weight": _weight(setting),
         "randomization": setting.randomization,
         "copies": max(1, setting.samples_a_step // n_train),
         "noise_seed": seed,
     }
-    if not is_autoencoder:
+    if kind not in KINDS:
         return ModelConstrained(net, operator, **common)
-    surrogate = MLP(n_coefficients, n_data, (256, 256), "gelu")
+    surrogate = MLP(n_coefficients, n_data, (64,), "tanh")
     return Autoencoder(net, surrogate, operator, n_first_steps=setting.n_steps, **common)
 
 

@@ -26,11 +26,12 @@ def measure(small: bool, advance: Advance) -> Measured:
         kinds=("naive", "model_constrained", "tnet"),
         sizes=(1, 100),
         n_seeds=1 if small else 2,
-        n_steps=150 if small else 600,
-        n_test=20 if small else 60,
-        samples_a_step=8,
+        n_steps=2 if small else 4,
+        n_test=15 if small else 30,
+        samples_a_step=25 if small else 40,
         randomization=0.1,
-        n_iterations=5,
+        n_iterations=4,
+        hidden=(),
     )
     return inverse_pde.measure(setting, advance)
 

@@ -49,7 +49,9 @@ class Heat(nn.Module):
 
     Args:
         side: cells a side. n_modes: of the prior. n_sensors: cells seen.
-        sensor_seed: draws them; the same on every rank.
+        length: of correlation, of the logarithm of the conductivity. deviation: its standard
+            deviation, nearly: modes beyond `n_modes` are left out.
+        sensor_seed: draws the sensors; the same on every rank.
 
     Raises:
         PhysicsError: more sensors or modes than cells, or none.
@@ -63,6 +65,7 @@ class Heat(nn.Module):
         n_modes: int = 15,
         n_sensors: int = 10,
         length: float = 0.3,
+        deviation: float = 1.0,
         sensor_seed: int = 0,
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class Heat(nn.Module):
         self.side = side
         self.domain, self.codomain = Space((n_modes,)), Space((n_sensors,))
         self.sensors: Sequence[int] = random_sensors(side, n_sensors, sensor_seed)
-        basis = karhunen_loeve_basis(side, n_modes, length)
+        basis = deviation * karhunen_loeve_basis(side, n_modes, length)
         self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Two-dimensional vorticity on a torus: from its start to a few sensors at a later time.
 
 The Navier-Stokes problem of Nguyen and Bui-Thanh (TNet, SIAM J. Sci. Comput.,
-doi 10.1137/22M1526708): 32 x 32 points, viscosity 1e-3, 20 sensors at time 10. Forcing and shape of
-the prior are those of Li et al., arXiv 2010.08895, section 5.3; its scale, how many modes, where the
-sensors are, and the method in time are this project's choice.
+doi 10.1137/22M1526708): 32 x 32 points, viscosity 1e-3, 20 sensors at time 10. Forcing and shape
+of the prior are those of Li et al., arXiv 2010.08895, section 5.3; its scale, how many modes,
+where the sensors are, and the method in time are this project's choice.
 """
 
 from __future__ import annotations
