@@ -87,13 +87,17 @@ class _Spy(Autoencoder):
         self.seen = [*getattr(self, "seen", []), seen]
 
 
+_OPTIMIZERS = {"adam": torch.optim.Adam, "lbfgs": partial(torch.optim.LBFGS, max_iter=2)}
+
+
+@pytest.mark.parametrize("optimizer", _OPTIMIZERS.values(), ids=_OPTIMIZERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_half_rests_while_the_other_learns(kind: str) -> None:
+def test_one_half_rests_while_the_other_learns(kind: str, optimizer) -> None:
     operator = Heat(4, n_modes=3, n_sensors=2)
     data = CoefficientsDataModule(operator, n_train=3, n_val=2, n_test=2)
     n_out = 16 if kind.endswith("full") else 2
     model = _Spy(
-        MLP(2, 3, (4,)), MLP(3, n_out, (4,)), operator, torch.optim.Adam, kind=kind, n_first_steps=3
+        MLP(2, 3, (4,)), MLP(3, n_out, (4,)), operator, optimizer, kind=kind, n_first_steps=3
     )
     trainer = quiet_trainer(6)
     trainer.fit(model, data)

@@ -142,6 +142,13 @@ class Autoencoder(ModelConstrained):
             estimate, batch.truth, batch.data, self.operator, self.weight, *norms
         )
 
+    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
+        if self.trainer.global_step == self.n_first_steps:
+            # The decoder's optimizer knows nothing of the encoder: L-BFGS would go on along what it
+            # remembers, and move the half that rests.
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # [Note: the half that rests]
         resting = self.net if self.surrogate_learns else self.surrogate
