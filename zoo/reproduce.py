@@ -19,6 +19,7 @@ from zoo.claim import (
     deconvolution,
     heat,
     navier_stokes,
+    unknown_blur,
     unknown_operator,
 )
 from zoo.claim.claim import Claim, Measured
@@ -32,6 +33,7 @@ CLAIMS: tuple[Claim, ...] = (
     navier_stokes.CLAIM,
     compressed_sensing.CLAIM,
     unknown_operator.CLAIM,
+    unknown_blur.CLAIM,
 )
 _ROOT = Path(__file__).resolve().parent.parent
 _EPILOG = """examples:
