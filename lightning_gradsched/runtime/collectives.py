@@ -282,6 +282,11 @@ class PendingReduction:
         """Return when it has ended; on a GPU, when what is queued from now on comes after it."""
         self._wait()
 
+    def place(self, index: int) -> Tensor:
+        """One of them, [1] int64, which the host need not know yet."""
+        self._wait()
+        return self._tensor[index : index + 1]
+
     def values(self) -> list[int]:
         """What it came to; on a GPU, waits for the device."""
         self._wait()

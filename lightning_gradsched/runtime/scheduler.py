@@ -25,9 +25,10 @@ from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
+from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, check_registration
 from lightning_gradsched.runtime.due_updates import OverlappedOptimizer
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
+from lightning_gradsched.runtime.lag import LaggedLaunches
 from lightning_gradsched.runtime.launch_rule import LaunchRule
 from lightning_gradsched.runtime.notice import Notice
 from lightning_gradsched.runtime.open_groups import OpenGroups
@@ -92,7 +93,12 @@ class GradientScheduler:
         self._records = StepRecords(clock, self._config.record_every_n_steps)
         self._planning = Planning(module, self._config, self._collectives, clock)
         reduction = self._planning.reduction
-        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._step_ended)
+        self._lag: LaggedLaunches | None = None
+        if self._config.gradient_lag:
+            self._lag = LaggedLaunches(reduction.carrier, self._collectives.begin_sum)
+        self._reducer = Reducer(
+            {}, reduction.carrier, self._make_plan, self._step_ended, self._lag
+        )
         self._launches = self._reducer.launches
         if self._config.reduce_dtype is not None:
             dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
@@ -124,7 +130,8 @@ class GradientScheduler:
         self._buffer_sync: BufferSync | None = None
         self._buffer_collectives = self._collectives
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
-            if self._config.overlap_forward and process_group is None:
+            goes_on = self._config.overlap_forward or self._config.gradient_lag
+            if goes_on and process_group is None:
                 # What a forward begins with shall not queue behind what it may wait for later.
                 self._buffer_collectives = Collectives(None, device, self._config.stall_timeout_s)
                 progress = _weakly(self._reducer.progress, "its engine is gone")
@@ -134,7 +141,8 @@ class GradientScheduler:
             )
             if not marks_forward:
                 self._buffer_sync.attach()
-        self._roots = RootWatch(module, self._begin, lambda: not self._reducer.buckets)
+        begin = self._begin if self._lag is None else self._begin_lagged
+        self._roots = RootWatch(module, begin, lambda: not self._reducer.buckets)
 
     @property
     def plan(self) -> GroupPlan | None:
@@ -257,29 +265,9 @@ class GradientScheduler:
 
         Raises:
             GradSchedError: there is a hook, a plan or a ``reduce_dtype`` already, or
-                ``overlap_forward``.
+                ``overlap_forward`` or ``gradient_lag``.
         """
-        if isinstance(self._launches.transport, HookTransport):
-            raise GradSchedError(
-                f"expected one communication hook, got {hook_name(hook)!r} after"
-                f" {self._launches.transport.name!r}: make one that calls both"
-            )
-        if self.plan is not None:
-            raise GradSchedError(
-                "expected register_comm_hook() before the first backward, got it after one: call it"
-                " right after GradientScheduler(...)"
-            )
-        if self._config.overlap_forward:
-            raise GradSchedError(
-                f"expected overlap_forward=False with a communication hook, got True and"
-                f" {hook_name(hook)!r}"
-            )
-        if self._config.reduce_dtype is not None:
-            raise GradSchedError(
-                f"expected reduce_dtype or a communication hook, got {self._config.reduce_dtype!r}"
-                f" and {hook_name(hook)!r}; wrap the hook in torch's fp16_compress_wrapper or"
-                " bf16_compress_wrapper instead"
-            )
+        check_registration(hook, self._launches.transport, self._config, self.plan)
         self._launches.transport = HookTransport(
             self._collectives,
             state,
@@ -367,6 +355,28 @@ class GradientScheduler:
         self._reducer.profiler = self._planning.profiler
         return is_restored
 
+    def lagged_state(self) -> dict[str, Tensor] | None:
+        """With ``gradient_lag``: the means that the next backward will give out, by parameter.
+
+        For ``restore_lagged`` of a later run. The same on every rank; local, but it waits.
+
+        Raises:
+            ReductionError: a group did not come within ``stall_timeout_s``.
+        """
+        return None if self._lag is None else self._lag.state()
+
+    def restore_lagged(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what ``lagged_state`` gave, before the first backward; all ranks alike.
+
+        Raises:
+            GradSchedError: ``gradient_lag`` is 0, or ``state`` is of another model.
+        """
+        if self._lag is None:
+            raise GradSchedError(
+                "restore_lagged(state): expected gradient_lag=1, got 0: set it in GradSchedConfig"
+            )
+        self._lag.restore(state, self._trainable.params)
+
     def agree_on_notice(self) -> None:
         """For steps without a reduction to tell it: one small all-reduce. Every rank must call."""
         self._reducer.settle()
@@ -417,10 +427,13 @@ class GradientScheduler:
         """Remove all hooks: the module is as it was before. Reports can still be asked for.
 
         Raises:
-            ReductionError: with ``overlap_forward``, a group that was under way did not come.
+            ReductionError: with ``overlap_forward`` or ``gradient_lag``, a group that was under way
+                did not come.
         """
         open_groups = self._launches.open_groups
         try:
+            if self._lag is not None:
+                self._lag.settle()
             if open_groups is not None and not open_groups.has_failed:
                 open_groups.flush()
         finally:  # an error is the user's, but the module shall be as it was
@@ -439,6 +452,8 @@ class GradientScheduler:
         if self._buffer_collectives is not self._collectives:
             self._buffer_collectives.close()
         self._end_overlap()
+        if self._lag is not None:
+            self._lag.abandon()
         self._reducer.detach()
 
     def _end_overlap(self) -> None:
@@ -465,6 +480,11 @@ class GradientScheduler:
         self.flush()
         self._step_end.begin_with()
         self._reducer.begin(roots, certain=certain)
+
+    def _begin_lagged(self, roots: Sequence[Node], certain: bool) -> None:
+        assert self._lag is not None
+        self._lag.backward_begins()
+        self._begin(roots, certain)
 
     def _step_ended(self) -> None:
         self._step_end.follow()
