@@ -13,9 +13,9 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
 from lightning_gradsched.errors import PlanError
 
-
 # A step with lag settles into its period in a few; bounded for rounding.
 MOST_STEPS_TO_STEADY = 32
+
 
 def simulate(
     schedule: ReductionSchedule, plan: GroupPlan, profile: BackwardProfile, cost: CostModel
@@ -29,8 +29,8 @@ def simulate(
     lags, it goes on to the end of the next backward, and steps have found their period. The update
     of parameters and what else is between backward and forward takes no time. As a forward waits
     for all that it uses, the link is free when the next backward begins: one step tells of all.
-    Spans are the recorder's: the queue's goes on until the launch, that of the communication from the
-    launch to the end, so a wait for the link is part of it, as it is where a library queues it.
+    Spans are the recorder's: the queue's goes on until the launch, that of the communication from
+    the launch to the end, so a wait for the link is part of it, as where a library queues it.
 
     Raises:
         PlanError: the plan does not carry each parameter of the profile exactly once, or the

@@ -86,7 +86,7 @@ class LaggedLaunches(Launches):
 
     @torch.no_grad()
     def forget(self) -> None:
-        for bucket in self._lagged:
+        for bucket in () if self._has_failed else self._lagged:
             self._settle(bucket)
             lagged = self._lagged[bucket]
             names = (slot.name for slot in bucket.slots)
@@ -99,12 +99,11 @@ class LaggedLaunches(Launches):
         for bucket in () if self._has_failed else self._lagged:
             self._settle(bucket)
 
-    def abandon(self) -> None:
-        """Let go of all without waiting."""
-        self._lagged, self._recorder_before = {}, None
-
     def state(self) -> dict[str, Tensor]:
-        """The means that the next backward will give out, by parameter; the same on every rank."""
+        """The means that the next backward will give out, by parameter; the same on every rank.
+
+        Also after ``forget``, as when its engine is detached.
+        """
         self.settle()
         state = dict(self._held)
         for bucket, lagged in self._lagged.items():

@@ -27,7 +27,6 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
 
-import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import Node

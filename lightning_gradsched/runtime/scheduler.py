@@ -96,9 +96,7 @@ class GradientScheduler:
         self._lag: LaggedLaunches | None = None
         if self._config.gradient_lag:
             self._lag = LaggedLaunches(reduction.carrier, self._collectives.begin_sum)
-        self._reducer = Reducer(
-            {}, reduction.carrier, self._make_plan, self._step_ended, self._lag
-        )
+        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._step_ended, self._lag)
         self._launches = self._reducer.launches
         if self._config.reduce_dtype is not None:
             dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
@@ -358,7 +356,8 @@ class GradientScheduler:
     def lagged_state(self) -> dict[str, Tensor] | None:
         """With ``gradient_lag``: the means that the next backward will give out, by parameter.
 
-        For ``restore_lagged`` of a later run. The same on every rank; local, but it waits.
+        For ``restore_lagged`` of a later run; also after ``detach``. The same on every rank; local,
+        but it waits.
 
         Raises:
             ReductionError: a group did not come within ``stall_timeout_s``.
@@ -452,8 +451,6 @@ class GradientScheduler:
         if self._buffer_collectives is not self._collectives:
             self._buffer_collectives.close()
         self._end_overlap()
-        if self._lag is not None:
-            self._lag.abandon()
         self._reducer.detach()
 
     def _end_overlap(self) -> None:
