@@ -537,6 +537,7 @@ def compiled(rank: int, how: str) -> tuple[bool, list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["a block in place", "the module"])
 def test_where_torch_compiles_nothing_is_left_open(how: str) -> None:
     for alike, n_open in run_ranks(2, compiled, how):
@@ -572,6 +573,7 @@ def one_step_without_waiting(net: nn.Module, scheduler: GradientScheduler) -> No
     time.sleep(6.0)
 
 
+@pytest.mark.slow
 def test_a_stall_in_the_forward_names_group_parameters_and_ranks() -> None:
     message = run_ranks(2, failing)[0]
     assert "rank 0 waited" in message
