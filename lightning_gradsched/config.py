@@ -72,6 +72,9 @@ class GradSchedConfig:
             has computed, whose reduction has had the whole step to itself; the first gives zeros.
             Another algorithm than without; see ``docs/gradient-lag.md``. Needs
             ``schedule="static"`` and no ``overlap_forward``. 0: no lag.
+        shard_optimizer: have each rank keep the state of its part of every optimizer, update that
+            part, and send the others its weights, which the next forward waits for where it uses
+            them. The same update as without; see ``docs/shard-optimizer.md``.
         preflight: under torchrun and SLURM, have all ranks compare how they were started and what
             their nodes are before they form a process group; what is wrong is one report, and all
             ranks exit.
@@ -94,6 +97,7 @@ class GradSchedConfig:
     overlap_forward: bool = False
     per_parameter_optimizers: tuple[str, ...] = ()
     gradient_lag: int = 0
+    shard_optimizer: bool = False
     preflight: bool = True
     preempt_signals: tuple[str, ...] = ("SIGUSR1", "SIGTERM")
 
@@ -148,6 +152,11 @@ class GradSchedConfig:
             raise ValueError(
                 "gradient_lag: expected schedule='static', as reductions of two steps are under way"
                 f" at once, in one order, got schedule={self.schedule!r}"
+            )
+        if self.shard_optimizer and self.overlap_forward:
+            raise ValueError(
+                "shard_optimizer: expected overlap_forward=False, as weights are sent when all"
+                " gradients of a step have come, got both: leave one out"
             )
         if self.overlap_forward and self.schedule != "static":
             raise ValueError(

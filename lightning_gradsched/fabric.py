@@ -94,9 +94,11 @@ class GradSchedFabricStrategy(DDPStrategy):
         result = super().setup_module_and_optimizers(module, optimizers, scheduler)
         if self.config.gradient_lag:
             check_optimizers(optimizers)
-        if self.config.overlap_forward:
-            for optimizer in optimizers:
+        for optimizer in optimizers:
+            if self.config.overlap_forward:
                 self._schedulers[id(module)].overlap(optimizer)
+            if self.config.shard_optimizer:
+                self._schedulers[id(module)].shard(optimizer)
         return result
 
     @classmethod

@@ -185,9 +185,11 @@ class GradSchedMixin(CheckpointMixin, _Base):
         super().setup_optimizers(trainer)
         if self.config.gradient_lag:
             check_optimizers(self.optimizers, getattr(self.precision_plugin, "scaler", None))
-        if self.config.overlap_forward and self._scheduler is not None:
-            for optimizer in self.optimizers:
-                self._scheduler.overlap(optimizer)
+        for optimizer in self.optimizers if self._scheduler is not None else ():
+            if self.config.overlap_forward:
+                self.scheduler.overlap(optimizer)
+            if self.config.shard_optimizer:
+                self.scheduler.shard(optimizer)
 
     @override
     def _register_ddp_hooks(self) -> None:

@@ -148,6 +148,12 @@ class Collectives:
         work: Work = dist.all_reduce(flat, group=self._group, async_op=True)
         return work
 
+    def begin_broadcast(self, flat: Tensor, source: int) -> Work:
+        """Begin to copy the ``flat`` of rank ``source`` (of this group) to all ranks."""
+        self.watchdog.issued()
+        work: Work = dist.broadcast(flat, group=self._group, group_src=source, async_op=True)
+        return work
+
     def control_group(self) -> ControlGroup:
         """Connections of the same ranks on the CPU, for a thread of its own. Collective."""
         return ControlGroup(
