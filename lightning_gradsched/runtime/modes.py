@@ -136,10 +136,15 @@ class Modes:
         self._optimizers.clear()
 
     def _groups_by_need(self) -> Sequence[Sequence[Named]]:
-        """Those of the plan, the last that backward comes to first: forward begins with it."""
+        """Those of the plan, the last that backward comes to first: forward begins with it.
+
+        What has been unfrozen since it was made goes ahead, each parameter by itself.
+        """
         plan = self._plan()
-        groups = reversed(plan.groups) if plan is not None else ()
-        return [[(name, self._params[name]) for name in group] for group in groups]
+        groups = plan.groups[::-1] if plan is not None else ()
+        planned = {name for group in groups for name in group}
+        late = ((name,) for name in self._params if name not in planned)
+        return [[(name, self._params[name]) for name in group] for group in (*late, *groups)]
 
 
 def _not_set(call: str, field: str) -> GradSchedError:
