@@ -200,9 +200,12 @@ def _count_batches_anew(trainer: Any, saved_world_size: int) -> None:
     if known:
         n_done = n_batches - max(known)
     else:
-        n_done = progress.completed * saved_world_size // trainer.world_size
+        n_done = progress.processed * saved_world_size // trainer.world_size
     n_done = min(max(n_done, 0), n_batches)
     progress.ready = progress.started = progress.processed = progress.completed = n_done
+    if trainer.fit_loop.epoch_loop.restarted_on_train_batch_end:
+        # Saved by a callback before its batch was counted as completed, which Lightning then does.
+        progress.completed -= 1
 
 
 def _n_steps_left(loader: Any) -> int | None:
