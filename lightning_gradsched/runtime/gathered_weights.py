@@ -44,7 +44,9 @@ class GatheredWeights:
         self._collectives = collectives
         self._open: dict[_Message, None] = {}
         self._sent: list[_Message] = []  # of this rank; kept until waited for, see Bucket.work
-        self._compiles = CompilerWatch(self.flush)
+        self._compiles = CompilerWatch(
+            self.flush, "shard_optimizer", "every step waits for all weights"
+        )
         self.has_failed = False  # a wait: what is open can come no more
         self._handles = [
             owner.register_forward_pre_hook(BeforeForward(self._about_to_run))

@@ -58,7 +58,11 @@ class OpenGroups:
         self._open: dict[Bucket, _OpenGroup] = {}
         self._has_failed = False  # a wait, whose error went to whoever looked
         self._recorder: Recorder | None = None  # of the step that left something open last
-        self._compiles = CompilerWatch(self.flush)
+        self._compiles = CompilerWatch(
+            self.flush,
+            "overlap_forward",
+            "every backward waits for its reductions, as with overlap_forward=False",
+        )
         self._handles = [
             owner.register_forward_pre_hook(BeforeForward(self._about_to_run))
             for owner in module.modules()
