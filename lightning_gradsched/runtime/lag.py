@@ -69,7 +69,8 @@ class LaggedLaunches(Launches):
         self._lagged: dict[Bucket, Lagged] = {}
         self._held: dict[str, Tensor] = {}  # means that have no buffer: there is no plan for them
         self._given: dict[Slot, Tensor] = {}  # out by the last backward, and still in `.grad`
-        self._aside: dict[Slot, Tensor] = {}  # see [Note: set aside]
+        # See [Note: set aside]; with the number of the backward before which it was.
+        self._aside: dict[Slot, tuple[Tensor, int]] = {}
         self._recorder_before: Recorder | None = None
         self._has_failed = False  # a wait: what is under way can come no more
 
@@ -124,6 +125,10 @@ class LaggedLaunches(Launches):
 
     def backward_begins(self) -> None:
         """From a hook of a backward, before it adds to any `.grad`; see [Note: set aside]."""
+        number = torch._C._current_graph_task_id()
+        for slot, (_, before) in list(self._aside.items()):
+            if slot.param.grad is None and before != number:  # somebody has dropped all there was
+                del self._aside[slot]
         for slot, gradient in list(self._given.items()):
             if slot.param.grad is not gradient:
                 del self._given[slot]
@@ -266,13 +271,15 @@ class LaggedLaunches(Launches):
             lagged.factor = 1.0
 
     def _set_aside(self, slot: Slot) -> None:
-        self._aside[slot] = self._given.pop(slot).clone()
+        gradient = self._given.pop(slot).clone()
+        self._aside[slot] = gradient, torch._C._current_graph_task_id()
         slot.param.grad = None
 
     def _add_what_was_set_aside(self) -> None:
-        for slot, gradient in self._aside.items():
+        for slot, (gradient, _) in self._aside.items():
             given = slot.param.grad
             slot.param.grad = gradient if given is None else given.add_(gradient)
+            self._given[slot] = slot.param.grad
         self._aside.clear()
 
     def _record_end_of_backward(self) -> None:

@@ -12,22 +12,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from tests.parity.nets import NETS, WIDTH, SharedReentrant
+from tests.parity.nets import NETS, WIDTH
 from tests.parity.reference import average_gradients
+from tests.parity.test_overlap_forward import LARC, Weights, check_alike, make
 from tests.ranks import run_ranks
-from zoo.optim.larc import with_larc
 
 N_STEPS = 5
-Weights = dict[str, Tensor]
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "SGD": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2),
     "AdamW": partial(torch.optim.AdamW, lr=0.01),
-    "LARC": partial(with_larc, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), eta=0.02),
+    "LARC": LARC["LARC"],
 }
 
 
 class Recipe(NamedTuple):
-    """How to train; ``planner`` is gradsched's."""
+    """How to train."""
 
     net: str = "residual"
     optimizer: str = "SGD"
@@ -38,11 +37,6 @@ class Recipe(NamedTuple):
     zero_in_place: bool = False
     planner: str = "per_tensor"
     n_steps: int = N_STEPS
-
-
-def make(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return SharedReentrant() if name == "shared_reentrant" else NETS[name]()
 
 
 def batches(rank: int, recipe: Recipe) -> Iterator[list[Tensor]]:
@@ -134,12 +128,7 @@ def check(*recipes: Recipe, n_ranks: int = 2) -> None:
     outcomes = run_ranks(n_ranks, both, list(recipes), timeout_s=120)
     for rank in outcomes:
         for recipe, (lagged, plain), (first, _) in zip(recipes, rank, outcomes[0], strict=True):
-            for name, weight in lagged.items():
-                assert torch.equal(weight, first[name]), (recipe, name)
-                if n_ranks == 2:
-                    assert torch.equal(weight, plain[name]), (recipe, name)
-                else:  # sums in another order
-                    torch.testing.assert_close(weight, plain[name], rtol=2e-5, atol=2e-6)
+            check_alike(recipe, lagged, first, plain, n_ranks)
 
 
 def test_optimizers() -> None:

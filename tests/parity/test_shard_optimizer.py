@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,19 +9,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from tests.parity import test_overlap_forward as whole_steps
 from tests.parity.nets import NETS
-from tests.parity.test_overlap_forward import OPTIMIZERS, Recipe, Weights, make, train, weights
+from tests.parity.test_overlap_forward import (
+    LARC,
+    OPTIMIZERS,
+    Recipe,
+    Weights,
+    check_alike,
+    make,
+    train,
+    weights,
+)
 from tests.ranks import run_ranks
-from zoo.optim.larc import with_larc
-
-SHARDED = {
-    **OPTIMIZERS,
-    "LARC": partial(with_larc, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), eta=0.02),
-    "LARC of the gradient": partial(
-        with_larc, optimizer=partial(torch.optim.Adam, lr=0.01), eta=0.02, placement="gradient"
-    ),
-}
 
 
 def state_nbytes(optimizer: Optimizer) -> int:
@@ -36,7 +34,6 @@ def state_nbytes(optimizer: Optimizer) -> int:
 
 def both(rank: int, recipe: Recipe) -> tuple[Weights, Weights, int, int]:
     """gradsched's, DDP's, and the bytes of this rank's optimizer state in each."""
-    whole_steps.OPTIMIZERS = SHARDED
     made: list[Optimizer] = []
     ours, theirs = make(recipe.net), make(recipe.net)
     scheduler = GradientScheduler(
@@ -70,16 +67,11 @@ def check(*recipes: Recipe, n_ranks: int = 2) -> None:
         assert sum(nbytes) == whole_nbytes, recipe
         assert max(nbytes) <= 0.75 * whole_nbytes, recipe
         for ours, ddp, *_ in (rank[i] for rank in ranks):
-            for name, weight in ours.items():
-                assert torch.equal(weight, ranks[0][i][0][name]), (recipe, name)
-                if n_ranks == 2:
-                    assert torch.equal(weight, ddp[name]), (recipe, name)
-                else:  # sums in another order
-                    torch.testing.assert_close(weight, ddp[name], rtol=2e-5, atol=2e-6)
+            check_alike(recipe, ours, ranks[0][i][0], ddp, n_ranks)
 
 
 def test_optimizers() -> None:
-    check(*(Recipe(optimizer=optimizer) for optimizer in SHARDED))
+    check(*(Recipe(optimizer=optimizer) for optimizer in {**OPTIMIZERS, **LARC}))
 
 
 def test_nets() -> None:

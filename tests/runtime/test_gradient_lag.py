@@ -141,6 +141,45 @@ def test_what_no_rank_uses_keeps_its_gradient_and_its_turn() -> None:
         assert seen[3][left] is None
 
 
+def kept_for_long(rank: int) -> list[dict[str, Any]]:
+    module = net()
+    scheduler = engine(module, planner="single")
+    seen = []
+    for step, heads in enumerate(("left right", "left right", "left", "left", "left right")):
+        backward(module, rank, step, heads)  # nobody zeroes
+        seen.append(held(module))
+    scheduler.detach()
+    return seen
+
+
+def test_a_gradient_that_is_kept_over_backwards_that_do_not_reach_it_is_not_sent() -> None:
+    name = "right.weight"
+    for seen in run_ranks(2, kept_for_long):
+        kept = mean_gradients(2, 0)[name]
+        assert all(close(seen[step][name], kept) for step in (1, 2, 3))
+        assert close(seen[4][name], kept + mean_gradients(2, 1)[name])
+
+
+def dropped_between(rank: int) -> bool:
+    """Nobody zeroes, but for once between two backwards of one step."""
+    module = net()
+    scheduler = engine(module)
+    for step in range(2):
+        backward(module, rank, step)
+    with scheduler.no_sync():
+        backward(module, rank, 8)
+    module.zero_grad()
+    backward(module, rank, 2)
+    expected = mean_gradients(2, 1)
+    alike = all(close(p.grad, expected[name]) for name, p in module.named_parameters())
+    scheduler.detach()
+    return alike
+
+
+def test_what_is_dropped_between_two_backwards_of_a_step_stays_dropped() -> None:
+    assert run_ranks(2, dropped_between) == [True, True]
+
+
 def kept_on_one_rank(rank: int) -> list[dict[str, Any]]:
     module = net()
     scheduler = engine(module)

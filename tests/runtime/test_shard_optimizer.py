@@ -12,7 +12,7 @@ from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.lazy import is_lazy
 from tests.ranks import errors_of_ranks, run_ranks
-from tests.runtime.test_overlap_forward import LOOKS, WIDTH, Chain, adam, nets, one_step
+from tests.runtime.overlapping import LOOKS, WIDTH, Chain, adam, nets, one_step
 
 
 def engine(net: torch.nn.Module, **config: Any) -> GradientScheduler:
