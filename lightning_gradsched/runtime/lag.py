@@ -167,7 +167,9 @@ class LaggedLaunches(Launches):
     def heard(self) -> frozenset[Signal]:
         if self._word is None:
             return frozenset()
+        self._has_failed = True
         *sums, n_cut_off = self._word.values()
+        self._has_failed = False
         heard = (signal for signal, total in zip(Signal, sums, strict=True) if total > 0)
         return frozenset() if n_cut_off else frozenset(heard)
 
@@ -248,6 +250,11 @@ class LaggedLaunches(Launches):
             if i not in unused
         )
 
+    def _wait(self, bucket: Bucket) -> None:
+        self._has_failed = True
+        super()._wait(bucket)
+        self._has_failed = False
+
     def _settle(self, bucket: Bucket) -> None:
         lagged = self._lagged[bucket]
         lagged.swap(bucket)
@@ -260,9 +267,7 @@ class LaggedLaunches(Launches):
     def _complete(self, bucket: Bucket, lagged: Lagged) -> None:
         """Have the buffer of ``lagged``, which ``bucket`` has now, hold the mean."""
         if not lagged.is_waited_for:
-            self._has_failed = True
             self._wait(bucket)
-            self._has_failed = False
             bucket.receive()
             lagged.is_waited_for = True
         if lagged.factor != 1.0:

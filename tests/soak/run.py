@@ -215,7 +215,9 @@ def run_episode(rank: int, episode: Episode, calibration_dir: str | None) -> Rec
         record.faults[step.fault or "none"] += 1
     if episode.ending:
         _lose_a_rank(here, episode, record)
-    here.scheduler.detach()
+    # What was left to the next step may not have come from a rank that is lost.
+    with suppress(*[ReductionError] * bool(episode.ending)):
+        here.scheduler.detach()
     return record
 
 
