@@ -25,6 +25,8 @@ FAULTS: tuple[Fault, ...] = (
         "survival/test_programs.py",
         True,
         {
+            "test_where_a_node_is_lost_the_others_go_on": "a node is lost under elastic"
+            " `torchrun --nnodes=1:2`: the other goes on alone",
             "test_torchrun_restarts_a_job_whose_rank_was_killed": "a rank is killed under"
             " `torchrun --max-restarts`: restarted, and at the end the same bits",
             "test_nothing_is_left_after_any_end[SIGTERM]": "preemption: SIGTERM to one rank",

@@ -71,9 +71,8 @@ def _draw_row(figure: Figure, row: MapRow, axes: Any) -> None:
         figure.colorbar(shown, ax=axis, fraction=0.03, pad=0.02, label=_UNITS.get(name, ""))
         axis.set_title(name, fontsize=10)
     background = next(iter(row.fields.values()))
-    for axis, mask, heading in zip(
-        axes[-2:], (row.truth, row.prediction), ("truth", f"network: {row.scores}"), strict=True
-    ):
+    headings = ("truth", f"network ({row.scores})")
+    for axis, mask, heading in zip(axes[-2:], (row.truth, row.prediction), headings, strict=True):
         if mask is None:
             axis.set_axis_off()
             continue
