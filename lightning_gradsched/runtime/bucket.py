@@ -118,12 +118,13 @@ class Bucket(Tally):
 
     def __post_init__(self) -> None:
         self._params = [slot.param for slot in self.slots]
-        self._lay_out()
+        self.lay_out()
         for slot in self.slots:
             slot.move_to(self)
         self._update_holds()
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
+        """Make a buffer of zeros; who needs the one that there is has it by now."""
         first = self.slots[0].param
         sizes = [slot.param.numel() for slot in self.slots]
         n_tail = len(sizes) + self.n_signals
@@ -270,7 +271,7 @@ class Bucket(Tally):
     def publish(self) -> None:
         """Make ``.grad`` of each member that any rank used the view of the reduced buffer."""
         self.receive()
-        self._point_to_views(self._unused_everywhere() if self._absent else ())
+        self.point_to_views(self.unused_everywhere() if self._absent else ())
 
     @torch.no_grad()
     def receive(self) -> None:
@@ -279,7 +280,8 @@ class Bucket(Tally):
             self._take(self.result)
             self.result = None
 
-    def _point_to_views(self, but: Container[int]) -> None:
+    def point_to_views(self, but: Container[int]) -> None:
+        """Make ``.grad`` of each member, ``but`` for these by their places, its view."""
         if all(map(is_, map(_grad_of, self._params), self.views)):
             return  # since they were filled, as most are
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
@@ -293,7 +295,8 @@ class Bucket(Tally):
             flat = torch.view_as_real(flat)
         flat.copy_(result.view_as(flat))
 
-    def _unused_everywhere(self) -> set[int]:
+    def unused_everywhere(self) -> set[int]:
+        """The places of members that no rank has used, once its work has been waited for."""
         # Read only where this rank lacks a member: on a GPU it waits for the reduction.
         counts = self.tail.abs().tolist()
         return {i for i in self._absent if counts[i] == 0}
@@ -308,7 +311,7 @@ class SparseBucket(Bucket):
 
     counts_apart: bool = True
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
         (slot,) = self.slots
         self.flat = _no_rows(slot.param)
         self.tail = torch.zeros(1 + self.n_signals, device=slot.param.device)

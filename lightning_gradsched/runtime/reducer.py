@@ -27,7 +27,6 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
 
-import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import Node
@@ -55,7 +54,8 @@ class State(Enum):
 class Reducer:
     """Averages gradients over the ranks while each backward runs.
 
-    ``after_reduction`` is called after every backward that was reduced.
+    ``after_reduction`` is called after every backward that was reduced. ``launches``: of another
+    kind than the usual one.
     """
 
     def __init__(
@@ -64,8 +64,9 @@ class Reducer:
         network: AllReduce,
         plan: Plan,
         after_reduction: Callable[[], None] = lambda: None,
+        launches: Launches | None = None,
     ) -> None:
-        self.launches = Launches(network)
+        self.launches = launches or Launches(network)
         self.profiler: StepProfiler | None = None
         self._plan = plan
         self._after_reduction = after_reduction
@@ -141,14 +142,6 @@ class Reducer:
     def settle(self) -> None:
         """Wait for what a backward that an exception cut off has left under way."""
         self._close_if_cut_off()
-
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply what has just been reduced, from ``after_reduction``."""
-        if self.launches.open_groups is not None:
-            self.launches.open_groups.flush()
-        for bucket in self.buckets:
-            bucket.flat.mul_(factor)
 
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""

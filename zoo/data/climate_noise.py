@@ -48,7 +48,9 @@ def smooth_spectra(
     return rows * _polar_filter() / scale
 
 
-def at_time(first: np.ndarray, second: np.ndarray, angle: float, shift_deg: np.ndarray):
+def at_time(
+    first: np.ndarray, second: np.ndarray, angle: float, shift_deg: np.ndarray
+) -> np.ndarray:
     """[F, H, W]: two spectra turned into each other by `angle`, each row moved to the east.
 
     Args:
@@ -85,9 +87,10 @@ def fine_noise(rng: np.random.Generator, shape: tuple[int, int], slope: float = 
     height, width = shape
     meridional = np.fft.fftfreq(height, 1.0 / height)[:, None].astype(np.float32)
     zonal = np.fft.rfftfreq(width, 1.0 / width)[None].astype(np.float32)
+    is_new = (np.abs(meridional) > COARSE[0] / 2) | (zonal > COARSE[1] / 2)
     squared = np.square(meridional / COARSE[0]) + np.square(zonal / COARSE[1])
     with np.errstate(divide="ignore"):
-        amplitude = np.where(squared > 0.25, squared ** np.float32(-slope / 2.0), 0.0)
+        amplitude = np.where(is_new, squared ** np.float32(-slope / 2.0), 0.0)
     if not amplitude.any():
         return np.zeros(shape, dtype=np.float32)
     white = rng.standard_normal(shape, dtype=np.float32)

@@ -106,7 +106,8 @@ class SegmentationReport:
             truth=sample.labels,
             prediction=prediction,
             latitude_deg=model.data["latitude_deg"],
-            scores=", ".join(f"{_short(name)} {_shown(float(v))}" for name, v in _classes(scores)),
+            scores="IoU "
+            + ", ".join(f"{_short(name)} {_shown(float(v))}" for name, v in _classes(scores)),
         )
 
 
