@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,15 +33,13 @@ class Normalization:
 
     def __call__(self, fields: Tensor) -> Tensor:
         """[..., C, H, W] of any type -> float32 of the same memory format."""
-        unit, offset, scale = (
-            torch.tensor(values, dtype=torch.float32, device=fields.device).view(-1, 1, 1)
-            for values in (self.unit, self.offset, self.scale)
-        )
-        fields = fields.float()
-        if any(self.unit):
-            logarithm = torch.log1p(fields.clamp(min=0.0) / unit.clamp(min=1e-30))
-            fields = torch.where(unit > 0.0, logarithm, fields)
-        return (fields - offset) / scale
+        offset, scale = _on_device(self.offset, self.scale, fields.device)
+        scaled = fields.float().sub(offset).div_(scale)
+        for place, unit in enumerate(self.unit):
+            if unit > 0.0:
+                logarithm = torch.log1p(fields[..., place, :, :].float().clamp(min=0.0) / unit)
+                scaled[..., place, :, :] = (logarithm - self.offset[place]) / self.scale[place]
+        return scaled
 
     def state(self) -> dict[str, list[Any]]:
         """For `state_dict`."""
@@ -61,6 +60,18 @@ class Normalization:
                 f"expected the scaling of channels, got {sorted(state)} ({error}). Next, use a "
                 "checkpoint that was trained with data=climate."
             ) from error
+
+
+@lru_cache(maxsize=16)
+def _on_device(
+    offset: tuple[float, ...], scale: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """[C, 1, 1] each; kept, so that a step on a GPU copies nothing."""
+    with torch.inference_mode(False):
+        return tuple(
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for values in (offset, scale)
+        )
 
 
 def normalization(
