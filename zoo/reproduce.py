@@ -19,6 +19,7 @@ from zoo.claim import (
     deconvolution,
     heat,
     navier_stokes,
+    photograph_patches,
     unknown_blur,
     unknown_operator,
 )
@@ -32,6 +33,7 @@ CLAIMS: tuple[Claim, ...] = (
     heat.CLAIM,
     navier_stokes.CLAIM,
     compressed_sensing.CLAIM,
+    photograph_patches.CLAIM,
     unknown_operator.CLAIM,
     unknown_blur.CLAIM,
 )
