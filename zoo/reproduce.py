@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from zoo.claim import (
+    burgers,
     compressed_sensing,
     deconvolution,
     heat,
@@ -31,6 +32,7 @@ from zoo.files import write_json, written_whole
 CLAIMS: tuple[Claim, ...] = (
     deconvolution.CLAIM,
     heat.CLAIM,
+    burgers.CLAIM,
     navier_stokes.CLAIM,
     compressed_sensing.CLAIM,
     photograph_patches.CLAIM,
