@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SECONDS := 600
+WORKERS := 2
 TASK := cbed_tiny
 STAMP := $(VENV)/.installed
 
@@ -12,7 +13,7 @@ help:  ## list the targets
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[zoo,lmdb,slurm,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[zoo,lmdb,slurm,climate,dev]'
 	touch $@
 
 install: $(STAMP)  ## create .venv with the pinned versions
@@ -20,8 +21,8 @@ install: $(STAMP)  ## create .venv with the pinned versions
 demo: $(STAMP)  ## crystals from their diffraction, two ranks, gradsched; TASK=super_resolution
 	$(BIN)/python -m zoo.train experiment=$(TASK)
 
-test: $(STAMP)  ## run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## run all tests, a file on one of two workers; WORKERS=0: one after the other
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 soak: $(STAMP)  ## random graphs and faults on four ranks for ten minutes; SECONDS= for another time
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)

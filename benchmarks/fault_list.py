@@ -25,8 +25,17 @@ FAULTS: tuple[Fault, ...] = (
         "survival/test_programs.py",
         True,
         {
+            "test_where_a_node_is_lost_the_others_go_on": "a node is lost under elastic"
+            " `torchrun --nnodes=1:2`: the other goes on alone",
             "test_torchrun_restarts_a_job_whose_rank_was_killed": "a rank is killed under"
             " `torchrun --max-restarts`: restarted, and at the end the same bits",
+            "test_nothing_is_left_after_any_end[SIGTERM]": "preemption: SIGTERM to one rank",
+            "test_nothing_is_left_after_any_end[SIGKILL of one rank]": "a rank is killed under"
+            " Lightning's own launcher",
+            "test_nothing_is_left_after_any_end[exception]": "an exception in rank 0",
+            "test_nothing_is_left_after_any_end[exception on one rank]": "an exception in another"
+            " rank",
+            "test_nothing_is_left_after_any_end[Ctrl-C]": "Ctrl-C",
         },
     ),
     *_of(
@@ -59,7 +68,25 @@ FAULTS: tuple[Fault, ...] = (
         {
             "test_preemption_by_a_job_of_a_higher_partition": "SLURM preempts the job for one of a"
             " higher partition",
+            "test_time_limit": "a SLURM job's time limit is set to within the minute",
+            "test_a_node_that_goes_down": "a SLURM node goes down",
         },
+    ),
+    *_of(
+        "slurm/test_preflight.py",
+        False,
+        {
+            "test_wrong_tasks_per_node": "a wrong `--ntasks-per-node`",
+            "test_a_rank_that_does_not_come": "a rank of a step exits before it begins",
+            "test_a_master_port_in_use": "the port is in use",
+            "test_unlike_versions_and_checkouts": "nodes have other versions or checkouts",
+            "test_an_interface_that_does_not_route": "a network interface that does not route",
+        },
+    ),
+    *_of(
+        "slurm/test_launch.py",
+        False,
+        {"test_a_node_without_the_data": "a node without the data"},
     ),
     *_of(
         "faults/test_lost_ranks.py",
@@ -76,6 +103,17 @@ FAULTS: tuple[Fault, ...] = (
             " comes",
             "test_where_the_rank_with_the_store_is_lost_it_is_the_suspect[kill]": "the rank that"
             " hosts the store is killed",
+        },
+    ),
+    *_of(
+        "faults/test_programs.py",
+        False,
+        {
+            "test_the_others_learn_why_a_rank_ended[raise-its process ended after"
+            " ZeroDivisionError: no such luck-1]": "an exception in a plain loop",
+            "test_the_others_learn_why_a_rank_ended[interrupt-its process ended after"
+            " KeyboardInterrupt--2]": "Ctrl-C on one rank of a plain loop",
+            "test_a_rank_whose_link_goes_down_is_named": "a node's link goes down",
         },
     ),
     *_of(

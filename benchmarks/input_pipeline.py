@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.environment import describe_environment, write_json
 from benchmarks.input_rivals import CASES, TINY_CASES, Case, rivals, write_files
@@ -33,23 +34,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # WebDataset and zarr say what they may do in some later version.
     warnings.simplefilter("ignore")
     cases = TINY_CASES if options.tiny else CASES
+    result: dict[str, Any] = {"environment": describe_environment(), "rounds": options.rounds}
+    result["cases"] = {}
     folder = Path(tempfile.mkdtemp(prefix="input_pipeline-", dir=options.folder))
+    n_rounds = len(cases) * len(options.workers) * options.rounds
     try:
-        measured = {
-            name: _measure_case(folder / name, case, options) for name, case in cases.items()
-        }
+        with tqdm(total=n_rounds, unit="round") as bar:
+            for name, case in cases.items():
+                result["cases"][name] = _measure_case(folder / name, case, options, bar)
+                write_json(options.output, result)  # what is done stays, should the rest not be
     finally:
         shutil.rmtree(folder)
-    result = {"environment": describe_environment(), "rounds": options.rounds, "cases": measured}
-    write_json(options.output, result)
     print(table(result))
     print(f"wrote {options.output}")
 
 
-def _measure_case(folder: Path, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+def _measure_case(
+    folder: Path, case: Case, options: argparse.Namespace, bar: tqdm[Any]
+) -> dict[str, Any]:
+    bar.set_description(f"{folder.name}: files")
     folder.mkdir()
     write_files(folder, case)
-    by_workers = {str(n): _measure(folder, case, n, options.rounds) for n in options.workers}
+    by_workers = {}
+    for n in options.workers:
+        bar.set_description(f"{folder.name}, {n} workers")
+        by_workers[str(n)] = _measure(folder, case, n, options.rounds, bar)
     shutil.rmtree(folder)
     return {
         "sample_shape": list(case.field.shape),
@@ -60,7 +69,9 @@ def _measure_case(folder: Path, case: Case, options: argparse.Namespace) -> dict
     }
 
 
-def _measure(folder: Path, case: Case, num_workers: int, rounds: int) -> dict[str, Any]:
+def _measure(
+    folder: Path, case: Case, num_workers: int, rounds: int, bar: tqdm[Any]
+) -> dict[str, Any]:
     every = rivals(folder, case, num_workers)
     seconds: dict[str, list[float]] = {name: [] for name in every}
     for each in every.values():
@@ -68,6 +79,7 @@ def _measure(folder: Path, case: Case, num_workers: int, rounds: int) -> dict[st
     for number in range(rounds):
         for name in in_turn(every, number):
             seconds[name].append(_run(every[name]))
+        bar.update()
     for each in every.values():
         each.close()
     return {name: _summary(case, taken, seconds["limit"]) for name, taken in seconds.items()}

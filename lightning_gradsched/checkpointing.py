@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradsched import resume
 from lightning_gradsched.checkpoint_io import SafeCheckpointIO
+from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.errors import CheckpointError
 from lightning_gradsched.preemption import Preemption
 from lightning_gradsched.runtime.scheduler import GradientScheduler
@@ -29,6 +31,7 @@ class CheckpointMixin(_Base):
 
     _scheduler: GradientScheduler | None
     _preemption: Preemption | None
+    config: GradSchedConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,6 +74,18 @@ class CheckpointMixin(_Base):
         except Exception as raised:  # whatever it is, the other ranks must learn of it
             error = raised
         resume.raise_together(self, error)
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Of ``shard_optimizer``: collective, and whole on rank 0 alone, as Lightning has it."""
+        if self.config.shard_optimizer and self._is_alone:
+            raise CheckpointError(
+                "shard_optimizer: the optimizer's state is spread over the ranks, and a rank that"
+                " saves because of an exception has its own part alone: resume from the checkpoint"
+                " before, or save with save_weights_only=True"
+            )
+        state: dict[str, Any] = super().optimizer_state(optimizer)
+        return state
 
     @property
     def _is_alone(self) -> bool:

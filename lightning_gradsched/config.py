@@ -68,6 +68,13 @@ class GradSchedConfig:
             update as without. Needs ``schedule="static"``; see ``docs/overlap-forward.md``.
         per_parameter_optimizers: class names of optimizers of yours, for ``overlap_forward``, that
             update each parameter from its own gradient alone, as those of torch that are known to.
+        gradient_lag: 1: each backward gives out the mean of the gradients that the backward before
+            has computed, whose reduction has had the whole step to itself; the first gives zeros.
+            Another algorithm than without; see ``docs/gradient-lag.md``. Needs
+            ``schedule="static"`` and no ``overlap_forward``. 0: no lag.
+        shard_optimizer: have each rank keep the state of its part of every optimizer, update that
+            part, and send the others its weights, which the next forward waits for where it uses
+            them. The same update as without; see ``docs/shard-optimizer.md``.
         preflight: under torchrun and SLURM, have all ranks compare how they were started and what
             their nodes are before they form a process group; what is wrong is one report, and all
             ranks exit.
@@ -89,6 +96,8 @@ class GradSchedConfig:
     reduction: str = "auto"
     overlap_forward: bool = False
     per_parameter_optimizers: tuple[str, ...] = ()
+    gradient_lag: int = 0
+    shard_optimizer: bool = False
     preflight: bool = True
     preempt_signals: tuple[str, ...] = ("SIGUSR1", "SIGTERM")
 
@@ -129,7 +138,26 @@ class GradSchedConfig:
             raise ValueError(
                 f"reduction: expected one of {REDUCTION_CHOICES}, got {self.reduction!r}"
             )
+        self._check_modes()
 
+    def _check_modes(self) -> None:
+        if self.gradient_lag not in (0, 1):
+            raise ValueError(f"gradient_lag: expected 0 or 1, got {self.gradient_lag!r}")
+        if self.gradient_lag and self.overlap_forward:
+            raise ValueError(
+                "gradient_lag: expected overlap_forward=False, as a lagged reduction has the next"
+                " forward already, got both: leave one out"
+            )
+        if self.gradient_lag and self.schedule != "static":
+            raise ValueError(
+                "gradient_lag: expected schedule='static', as reductions of two steps are under way"
+                f" at once, in one order, got schedule={self.schedule!r}"
+            )
+        if self.shard_optimizer and self.overlap_forward:
+            raise ValueError(
+                "shard_optimizer: expected overlap_forward=False, as weights are sent when all"
+                " gradients of a step have come, got both: leave one out"
+            )
         if self.overlap_forward and self.schedule != "static":
             raise ValueError(
                 "overlap_forward: expected schedule='static', as the order into the forward is"

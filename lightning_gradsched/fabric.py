@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_gradsched import _registration
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.errors import GradSchedError
+from lightning_gradsched.runtime.lag import check_optimizers
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.strategy import read_config
 
@@ -91,9 +92,13 @@ class GradSchedFabricStrategy(DDPStrategy):
         self, module: Module, optimizers: list[Optimizer], scheduler: Any = None
     ) -> tuple[Module, list[Optimizer], Any]:
         result = super().setup_module_and_optimizers(module, optimizers, scheduler)
-        if self.config.overlap_forward:
-            for optimizer in optimizers:
+        if self.config.gradient_lag:
+            check_optimizers(optimizers)
+        for optimizer in optimizers:
+            if self.config.overlap_forward:
                 self._schedulers[id(module)].overlap(optimizer)
+            if self.config.shard_optimizer:
+                self._schedulers[id(module)].shard(optimizer)
         return result
 
     @classmethod

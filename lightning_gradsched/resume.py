@@ -35,6 +35,7 @@ class Resume:
         self._is_between_epochs = False
         self._saved_world_size: int | None = None
         self.plan: dict[str, Any] | None = None
+        self._lagged: dict[str, Tensor] | None = None  # gradients that are still to be applied
 
     def add_to(self, checkpoint: dict[str, Any], scheduler: GradientScheduler | None) -> None:
         """Put every rank's generators and loaders into ``checkpoint``, and the engine's plan."""
@@ -43,6 +44,7 @@ class Resume:
             "world_size": self._strategy.world_size,
             "ranks": gather(self._strategy, own),
             "plan": None if scheduler is None else scheduler.plan_state(),
+            "lagged": None if scheduler is None else scheduler.lagged_state(),
         }
 
     def take_from(self, checkpoint: dict[str, Any], *, by_steps: bool) -> None:
@@ -53,7 +55,7 @@ class Resume:
             return
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         self._is_between_epochs = not by_steps and epochs["processed"] == epochs["started"]
-        self.plan = state["plan"]
+        self.plan, self._lagged = state["plan"], state.get("lagged")
         self._saved_world_size = state["world_size"]
         if self._saved_world_size == self._strategy.world_size:
             self._own = state["ranks"][self._strategy.global_rank]
@@ -66,8 +68,21 @@ class Resume:
                 self._strategy.world_size,
             )
 
+    def put_back_lagged(self, scheduler: GradientScheduler) -> None:
+        """Before the first backward of ``scheduler``: gradients that are still to be applied."""
+        if self._lagged is None:
+            return
+        if self._strategy.config.gradient_lag:
+            scheduler.restore_lagged(self._lagged)
+        elif self._strategy.global_rank == 0:
+            _log.warning(
+                "the checkpoint is of a run with gradient_lag=1, this one has 0: the gradients of"
+                " its last step are left out"
+            )
+
     def forget(self) -> None:
         self._own, self.plan, self._saved_world_size = None, None, None
+        self._lagged = None
         self._is_between_epochs = False
 
     def before_iterator(self) -> None:
@@ -185,9 +200,12 @@ def _count_batches_anew(trainer: Any, saved_world_size: int) -> None:
     if known:
         n_done = n_batches - max(known)
     else:
-        n_done = progress.completed * saved_world_size // trainer.world_size
+        n_done = progress.processed * saved_world_size // trainer.world_size
     n_done = min(max(n_done, 0), n_batches)
     progress.ready = progress.started = progress.processed = progress.completed = n_done
+    if trainer.fit_loop.epoch_loop.restarted_on_train_batch_end:
+        # Saved by a callback before its batch was counted as completed, which Lightning then does.
+        progress.completed -= 1
 
 
 def _n_steps_left(loader: Any) -> int | None:

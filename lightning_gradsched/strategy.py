@@ -29,6 +29,7 @@ from lightning_gradsched.preemption import Preemption
 from lightning_gradsched.preflight import TIMEOUT_S, preflight
 from lightning_gradsched.runtime.comm_hook import CommHook
 from lightning_gradsched.runtime.join import check_joinable
+from lightning_gradsched.runtime.lag import check_optimizers
 from lightning_gradsched.runtime.scheduler import GradientScheduler
 from lightning_gradsched.slurm import StepEnvironment, in_step, is_launcher
 from lightning_gradsched.trace import write_trace
@@ -176,14 +177,19 @@ class GradSchedMixin(CheckpointMixin, _Base):
         self._scheduler = GradientScheduler(self.lightning_module, config, marks_forward=True)
         if self._resume.plan is not None:
             self._scheduler.restore_plan(self._resume.plan)
+        self._resume.put_back_lagged(self._scheduler)
         self._register_ddp_hooks()
 
     @override
     def setup_optimizers(self, trainer: Any) -> None:
         super().setup_optimizers(trainer)
-        if self.config.overlap_forward and self._scheduler is not None:
-            for optimizer in self.optimizers:
-                self._scheduler.overlap(optimizer)
+        if self.config.gradient_lag:
+            check_optimizers(self.optimizers, getattr(self.precision_plugin, "scaler", None))
+        for optimizer in self.optimizers if self._scheduler is not None else ():
+            if self.config.overlap_forward:
+                self.scheduler.overlap(optimizer)
+            if self.config.shard_optimizer:
+                self.scheduler.shard(optimizer)
 
     @override
     def _register_ddp_hooks(self) -> None:

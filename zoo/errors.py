@@ -28,6 +28,14 @@ class BadSampleError(DataFileError):
     """A sample holds NaN, infinities, or labels out of range."""
 
 
+class GridError(DataFileError):
+    """Latitudes or longitudes are missing, out of order or range, or of another grid."""
+
+
+class ChannelError(DataFileError):
+    """A channel is missing, unknown, or in another place than expected."""
+
+
 class EmptySplitError(UserError):
     """A split holds no sample, or fewer than its ranks need for one step."""
 

@@ -17,7 +17,7 @@ from lightning_gradsched.core.plan import (
     single,
 )
 from lightning_gradsched.core.profile import BackwardProfile
-from lightning_gradsched.core.schedule import lower, lower_into_forward
+from lightning_gradsched.core.schedule import lower, lower_into_forward, lower_with_lag
 from lightning_gradsched.core.simulate import simulate
 
 MIB = 1 << 20
@@ -69,6 +69,24 @@ def forward_candidates(
             key=lambda candidate: (candidate.exposed_s, len(candidate.plan.launch_order)),
         )
     )
+
+
+def lagged_candidates(
+    profile: BackwardProfile, cost: CostModel, *, most: int
+) -> tuple[Candidate, ...]:
+    """As ``candidates``, of plans whose reductions have the whole next step to themselves."""
+    plans = [planner(profile, cost) for planner in (ddp, single, optimal, mg_wfbp)]
+    plans += [fixed_size(profile, cost, nbytes=nbytes) for nbytes in FIXED_SIZES_NBYTES]
+    unlike = list({plan.groups: plan for plan in reversed(plans)}.values())[::-1]
+
+    def exposed_s(plan: GroupPlan) -> float:
+        return simulate(lower_with_lag(plan), plan, profile, cost).exposed_s()
+
+    ranked = sorted(
+        (Candidate(plan, exposed_s(plan)) for plan in unlike[:most]),
+        key=lambda candidate: (candidate.exposed_s, len(candidate.plan.groups)),
+    )
+    return tuple(ranked)
 
 
 def _exposed_into_forward_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:

@@ -136,7 +136,7 @@ class OverlapReport:
             bounds: of the profile and the cost model in force.
         """
         number = typical_step(timelines)
-        step_s = median(map(Timeline.extent_s, timelines))
+        step_s = median(map(_step_s, timelines))
         exposed_s = median(map(Timeline.exposed_s, timelines))
         needed = fastest[number] if fastest is not None else _fastest_of(timelines, groups)
         return cls(
@@ -172,7 +172,7 @@ def typical_step(timelines: Sequence[Timeline]) -> int:
 
 
 def _prediction(timeline: Timeline) -> Prediction:
-    return Prediction(timeline.extent_s(), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
+    return Prediction(_step_s(timeline), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
 
 
 def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
@@ -237,6 +237,16 @@ def _expected(predicted: Timeline) -> dict[str, tuple[float, float]]:
         label: (transfer.end_s, _exposed_s(transfer, predicted))
         for label, transfer in predicted.own_transfers().items()
     }
+
+
+def _step_s(timeline: Timeline) -> float:
+    """Where a step lasts to the end of the next backward, from its backward's begin to that one's.
+
+    >>> _step_s(Timeline((Span("compute", BACKWARD, 0, 2), Span("compute", BACKWARD, 3, 5))))
+    3
+    """
+    began_s = sorted(span.start_s for span in timeline.spans if span.label == BACKWARD)
+    return began_s[1] - began_s[0] if len(began_s) == 2 else timeline.extent_s()
 
 
 def _backward_end_s(timeline: Timeline) -> float:

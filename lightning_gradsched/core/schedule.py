@@ -42,10 +42,16 @@ class ReductionSchedule:
     'R0 R1 W0 W1'
     >>> ReductionSchedule.parse("R0 R1 R2 R1 W0 | W2 W1").left_open
     (2, 1)
+
+    ``lag``: how many backwards before it those were whose groups a backward waits for, 0 or 1.
+
+    >>> ReductionSchedule.parse("R0 R1 W0[-1] W1[-1]").lag
+    1
     """
 
     backward: tuple[Action, ...]
     forward: tuple[Action, ...] = ()
+    lag: int = 0
 
     def __post_init__(self) -> None:
         if any(action.kind != "W" for action in self.forward):
@@ -55,7 +61,7 @@ class ReductionSchedule:
             raise PlanError(
                 f"expected at least one R and one W for each of groups 0, 1, …; got {self}"
             )
-        for group in self.waits:
+        for group in () if self.lag else self.waits:
             if Action("R", group) in self.backward[self.backward.index(Action("W", group)) :]:
                 raise PlanError(f"expected R{group} before W{group}, got {self}")
 
@@ -89,14 +95,20 @@ class ReductionSchedule:
 
     def __str__(self) -> str:
         phases = [self.backward, self.forward] if self.forward else [self.backward]
-        return " | ".join(" ".join(map(str, actions)) for actions in phases)
+        before = f"[-{self.lag}]" if self.lag else ""
+        return " | ".join(
+            " ".join(f"{a}{before if a.kind == 'W' else ''}" for a in phase) for phase in phases
+        )
 
     @classmethod
     def parse(cls, text: str) -> ReductionSchedule:
         """Read what ``str`` prints. Raises ``PlanError`` at the first word that is no action."""
-        backward, _, forward = text.partition("|")
+        lag = int("[-1]" in text)
+        backward, _, forward = text.replace("[-1]", "").partition("|")
         return cls(
-            tuple(map(_parse_action, backward.split())), tuple(map(_parse_action, forward.split()))
+            tuple(map(_parse_action, backward.split())),
+            tuple(map(_parse_action, forward.split())),
+            lag,
         )
 
 
@@ -112,6 +124,11 @@ def lower(plan: GroupPlan) -> ReductionSchedule:
     launches = [Action("R", group) for group in plan.launch_order]
     waits = [Action("W", group) for group in dict.fromkeys(plan.launch_order)]
     return ReductionSchedule((*launches, *waits))
+
+
+def lower_with_lag(plan: GroupPlan) -> ReductionSchedule:
+    """As ``lower``, but the end of a backward waits for the groups of the backward before."""
+    return ReductionSchedule(lower(plan).backward, lag=1)
 
 
 def lower_into_forward(plan: GroupPlan, profile: BackwardProfile) -> ReductionSchedule:

@@ -13,6 +13,9 @@ from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
 from lightning_gradsched.errors import PlanError
 
+# A step with lag settles into its period in a few; bounded for rounding.
+MOST_STEPS_TO_STEADY = 32
+
 
 def simulate(
     schedule: ReductionSchedule, plan: GroupPlan, profile: BackwardProfile, cost: CostModel
@@ -22,11 +25,12 @@ def simulate(
     A group is launched when its turn comes: the last of its gradients is ready and every group
     before it in the schedule is launched. Its transfer begins when the link is free as well. Where
     the schedule leaves groups to the next forward, the timeline goes on to the end of that forward,
-    which stands still while it waits, and no forward comes before its backward. The update of
-    parameters and what else is between backward and forward takes no time. As a forward waits for
-    all that it uses, the link is free when the next backward begins: one step tells of all. Spans
-    are the recorder's: the queue's goes on until the launch, that of the communication from the
-    launch to the end, so a wait for the link is part of it, as it is where a library queues it.
+    which stands still while it waits, and no forward comes before its backward. Where the schedule
+    lags, it goes on to the end of the next backward, and steps have found their period. The update
+    of parameters and what else is between backward and forward takes no time. As a forward waits
+    for all that it uses, the link is free when the next backward begins: one step tells of all.
+    Spans are the recorder's: the queue's goes on until the launch, that of the communication from
+    the launch to the end, so a wait for the link is part of it, as where a library queues it.
 
     Raises:
         PlanError: the plan does not carry each parameter of the profile exactly once, or the
@@ -50,6 +54,8 @@ def simulate(
             f"expected a schedule of the {len(plan.groups)} groups of plan {plan.planner!r},"
             f" got one of {len(schedule.order)}: lower this plan"
         )
+    if schedule.lag:
+        return _lagged(schedule, plan, profile, cost)
     transfers = tuple(_transfers(schedule, plan, profile, cost))
     backward = Span(COMPUTE, BACKWARD, 0.0, profile.backward_s)
     if schedule.forward:
@@ -58,15 +64,22 @@ def simulate(
 
 
 def _transfers(
-    schedule: ReductionSchedule, plan: GroupPlan, profile: BackwardProfile, cost: CostModel
+    schedule: ReductionSchedule,
+    plan: GroupPlan,
+    profile: BackwardProfile,
+    cost: CostModel,
+    link_free_s: float = 0.0,
 ) -> Iterator[Span]:
-    """A group that travels in pieces is under way from the launch of the first."""
+    """A group that travels in pieces is under way from the launch of the first.
+
+    The link is still busy with the step before until ``link_free_s``.
+    """
     of_name = {param.name: param for param in profile.params}
     n_pieces = Counter(schedule.launches)
     left = Counter(n_pieces)
     ready_s: dict[int, float] = {}
     began_s: dict[int, float] = {}
-    launch_s = link_free_s = 0.0
+    launch_s = 0.0
     for number in schedule.launches:
         members = [of_name[name] for name in plan.groups[number]]
         ready_s[number] = max(member.ready_s for member in members)
@@ -78,6 +91,36 @@ def _transfers(
         if left[number] == 0:
             yield Span(QUEUE, str(number), ready_s[number], began_s[number])
             yield Span(COMMUNICATION, str(number), began_s[number], link_free_s)
+
+
+def _lagged(
+    schedule: ReductionSchedule, plan: GroupPlan, profile: BackwardProfile, cost: CostModel
+) -> Timeline:
+    """A step of the steady state, to the end of the next backward, which waits for its groups.
+
+    At the end of its own backward it has waited for those of the step before, until ``ended_s``.
+    """
+    ended_s, link_free_s = profile.backward_s, 0.0
+    for _ in range(MOST_STEPS_TO_STEADY):
+        transfers = tuple(_transfers(schedule, plan, profile, cost, link_free_s))
+        next_began_s = ended_s + profile.forward_s
+        finish_s = max((s.end_s for s in transfers if s.track == COMMUNICATION), default=0.0)
+        state = (
+            max(profile.backward_s, finish_s - next_began_s),
+            max(0.0, finish_s - next_began_s),
+        )
+        if state == (ended_s, link_free_s):
+            break
+        ended_s, link_free_s = state
+    next_ended_s = next_began_s + profile.backward_s
+    return Timeline(
+        (
+            Span(COMPUTE, BACKWARD, 0.0, ended_s),
+            Span(COMPUTE, BETWEEN, ended_s, next_began_s),
+            Span(COMPUTE, BACKWARD, next_began_s, next_ended_s),
+            *transfers,
+        )
+    )
 
 
 def _forward(

@@ -52,8 +52,9 @@ class NanWatch:
             if view.isnan().any()
         ]
         if names:
-            remarks = self._watchdog.remarks().items()
-            parts = [f"rank {rank} sent NaN or inf in {remark}" for rank, remark in remarks]
+            remarks, silent = self._watchdog.remarks()
+            parts = [f"rank {rank} sent NaN or inf in {what}" for rank, what in remarks.items()]
+            parts += [f"rank {rank} did not answer what it sent" for rank in silent]
             raise ReductionError(
                 f"detect_anomaly: the reduced gradients of {_shortened(names)} hold NaN;"
                 f" {'; '.join(parts) or 'no rank sent NaN or inf: the sum overflowed'}"

@@ -6,7 +6,9 @@ from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
+from itertools import repeat
 from math import nan
+from operator import attrgetter, is_
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.graph import accumulate_node
 from lightning_gradsched.runtime.signals import Signal
+
+# Loops over thousands of small parameters are part of every step: these run in C.
+_grad_of = attrgetter("grad")
 
 # More gradients than any bucket has: it closes at the end of backward and not before.
 HOLD = 1 << 60
@@ -108,15 +113,18 @@ class Bucket(Tally):
     flat: Tensor = field(init=False)
     tail: Tensor = field(init=False)  # a count a parameter, then the signals
     views: list[Tensor] = field(init=False)
+    _params: list[Tensor] = field(init=False)
     _absent: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._lay_out()
+        self._params = [slot.param for slot in self.slots]
+        self.lay_out()
         for slot in self.slots:
             slot.move_to(self)
         self._update_holds()
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
+        """Make a buffer of zeros; who needs the one that there is has it by now."""
         first = self.slots[0].param
         sizes = [slot.param.numel() for slot in self.slots]
         n_tail = len(sizes) + self.n_signals
@@ -153,8 +161,9 @@ class Bucket(Tally):
     def fill(self) -> None:
         """Lay the members' gradients out in ``flat``, undivided; views are there already."""
         self.result = None
-        self._absent = self._find_absent()
-        self._gather()
+        grads: list[Tensor] = list(map(_grad_of, self._params))  # None where there is none
+        self._absent = self._find_absent(grads)
+        self._gather(grads)
         self.tail.fill_(1)
         if self._absent:
             self.tail[self._absent] = 0
@@ -195,27 +204,38 @@ class Bucket(Tally):
         n = self.flat.numel()
         return slice(n * number // self.n_pieces, n * (number + 1) // self.n_pieces)
 
-    def _find_absent(self) -> list[int]:
+    def _find_absent(self, grads: list[Tensor]) -> list[int]:
         # A gradient that came may be gone again: zero_grad after no_sync, an optimizer in backward.
         all_arrived = len(self.arrived) == len(self.slots)
+        if all_arrived and not any(map(is_, grads, repeat(None))):
+            return []
         came = self.arrived if all_arrived else self.kept | self.arrived.keys()
         return [
-            i for i, slot in enumerate(self.slots) if slot.param.grad is None or slot not in came
+            i
+            for i, (slot, grad) in enumerate(zip(self.slots, grads, strict=True))
+            if grad is None or slot not in came
         ]
 
-    def _gather(self) -> None:
+    def _gather(self, grads: list[Tensor]) -> None:
+        params, views = self._params, self.views
+        if self._absent or any(map(is_, grads, views)):
+            params, views, grads = self._find_moves()
+        if params:
+            self._copy(views, grads)
+        # Now, so that autograd's own gradients are freed as backward goes on.
+        for param, view in zip(params, views, strict=True):
+            param.grad = view
+
+    def _find_moves(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Parameters whose gradients are not in their views, the views, the gradients."""
         self._set_absent_aside()
         moves = [
-            (view, grad, slot.param)
-            for slot, view in zip(self.slots, self.views, strict=True)
-            if (grad := slot.param.grad) is not None and grad is not view
+            (param, view, grad)
+            for param, view in zip(self._params, self.views, strict=True)
+            if (grad := param.grad) is not None and grad is not view
         ]
-        if moves:
-            views, grads, params = zip(*moves, strict=True)
-            self._copy(views, grads)
-            # Now, so that autograd's own gradients are freed as backward goes on.
-            for param, view in zip(params, views, strict=True):
-                param.grad = view
+        params, views, grads = zip(*moves, strict=True) if moves else ((), (), ())
+        return list(params), list(views), list(grads)
 
     def _set_absent_aside(self) -> None:
         """An absent member adds zeros, or the ``.grad`` it has kept from before.
@@ -229,15 +249,18 @@ class Bucket(Tally):
             elif param.grad is view:
                 param.grad = view.clone()
 
-    def _copy(self, views: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
-        if any(grad.is_sparse for grad in grads):
+    def _copy(self, views: list[Tensor], grads: list[Tensor]) -> None:
+        try:
+            torch._foreach_copy_(views, grads)
+        except RuntimeError as error:
             sparse = [s.name for s in self.slots if getattr(s.param.grad, "is_sparse", False)]
+            if not sparse:
+                raise
             raise ReductionError(
                 f"expected dense gradients, got sparse ones of {sparse}. Gradients are taken for"
                 " sparse where an nn.Embedding or nn.EmbeddingBag with sparse=True owns the"
                 " parameter; use one, or make the gradient dense."
-            )
-        torch._foreach_copy_(views, grads)
+            ) from error
 
     @property
     def lacks_members(self) -> bool:
@@ -248,7 +271,7 @@ class Bucket(Tally):
     def publish(self) -> None:
         """Make ``.grad`` of each member that any rank used the view of the reduced buffer."""
         self.receive()
-        self._point_to_views(self._unused_everywhere() if self._absent else ())
+        self.point_to_views(self.unused_everywhere() if self._absent else ())
 
     @torch.no_grad()
     def receive(self) -> None:
@@ -257,9 +280,11 @@ class Bucket(Tally):
             self._take(self.result)
             self.result = None
 
-    def _point_to_views(self, but: Container[int]) -> None:
+    def point_to_views(self, but: Container[int]) -> None:
+        """Make ``.grad`` of each member, ``but`` for these by their places, its view."""
+        if all(map(is_, map(_grad_of, self._params), self.views)):
+            return  # since they were filled, as most are
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
-            # Most are pointed there since they were filled; to look is quicker than to set.
             if slot.param.grad is not view and i not in but:
                 slot.param.grad = view
 
@@ -270,7 +295,8 @@ class Bucket(Tally):
             flat = torch.view_as_real(flat)
         flat.copy_(result.view_as(flat))
 
-    def _unused_everywhere(self) -> set[int]:
+    def unused_everywhere(self) -> set[int]:
+        """The places of members that no rank has used, once its work has been waited for."""
         # Read only where this rank lacks a member: on a GPU it waits for the reduction.
         counts = self.tail.abs().tolist()
         return {i for i in self._absent if counts[i] == 0}
@@ -285,15 +311,14 @@ class SparseBucket(Bucket):
 
     counts_apart: bool = True
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
         (slot,) = self.slots
         self.flat = _no_rows(slot.param)
         self.tail = torch.zeros(1 + self.n_signals, device=slot.param.device)
         self.views = [self.flat]
 
-    def _gather(self) -> None:
-        (slot,) = self.slots
-        grad = slot.param.grad
+    def _gather(self, grads: list[Tensor]) -> None:
+        (slot,), (grad,) = self.slots, grads
         if grad is None:
             self.flat = _no_rows(slot.param)
         elif not grad.is_sparse:

@@ -148,6 +148,12 @@ class Collectives:
         work: Work = dist.all_reduce(flat, group=self._group, async_op=True)
         return work
 
+    def begin_broadcast(self, flat: Tensor, source: int) -> Work:
+        """Begin to copy the ``flat`` of rank ``source`` (of this group) to all ranks."""
+        self.watchdog.issued()
+        work: Work = dist.broadcast(flat, group=self._group, group_src=source, async_op=True)
+        return work
+
     def control_group(self) -> ControlGroup:
         """Connections of the same ranks on the CPU, for a thread of its own. Collective."""
         return ControlGroup(
@@ -281,6 +287,11 @@ class PendingReduction:
     def wait(self) -> None:
         """Return when it has ended; on a GPU, when what is queued from now on comes after it."""
         self._wait()
+
+    def place(self, index: int) -> Tensor:
+        """One of them, [1] int64, which the host need not know yet."""
+        self._wait()
+        return self._tensor[index : index + 1]
 
     def values(self) -> list[int]:
         """What it came to; on a GPU, waits for the device."""

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.futures import Future
 
-from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.config import GradSchedConfig
+from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.bucket import Bucket
 from lightning_gradsched.runtime.collectives import AllReduce, Work
 
@@ -67,6 +69,38 @@ class GradBucket:
     def is_last(self) -> bool:
         """Whether no other bucket follows in this backward."""
         return self._is_last
+
+
+def check_registration(
+    hook: CommHook, transport: object, config: GradSchedConfig, plan: GroupPlan | None
+) -> None:
+    """Raise ``GradSchedError`` where ``hook`` cannot take the place of ``transport`` any more."""
+    if isinstance(transport, HookTransport):
+        raise GradSchedError(
+            f"expected one communication hook, got {hook_name(hook)!r} after"
+            f" {transport.name!r}: make one that calls both"
+        )
+    if plan is not None:
+        raise GradSchedError(
+            "expected register_comm_hook() before the first backward, got it after one: call it"
+            " right after GradientScheduler(...)"
+        )
+    if config.overlap_forward:
+        raise GradSchedError(
+            f"expected overlap_forward=False with a communication hook, got True and"
+            f" {hook_name(hook)!r}"
+        )
+    if config.gradient_lag:
+        raise GradSchedError(
+            f"expected gradient_lag=0 with a communication hook, got {config.gradient_lag} and"
+            f" {hook_name(hook)!r}"
+        )
+    if config.reduce_dtype is not None:
+        raise GradSchedError(
+            f"expected reduce_dtype or a communication hook, got {config.reduce_dtype!r}"
+            f" and {hook_name(hook)!r}; wrap the hook in torch's fp16_compress_wrapper or"
+            " bf16_compress_wrapper instead"
+        )
 
 
 class HookTransport:

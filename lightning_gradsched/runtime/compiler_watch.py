@@ -16,10 +16,13 @@ log = logging.getLogger("lightning_gradsched")
 class CompilerWatch:
     """``before``, a method, is called before torch compiles for the first time.
 
+    ``mode`` and ``instead`` tell the user which setting has no effect then, and what is done.
+
     What a compiled graph reads it asks nobody for, and torch does not say which graph reads what.
     """
 
-    def __init__(self, before: Callable[[], None]) -> None:
+    def __init__(self, before: Callable[[], None], mode: str, instead: str) -> None:
+        self._mode, self._instead = mode, instead
         self._before = weakref.WeakMethod(before)
         self._has_begun = bool(counters["frames"])
         self._is_told = False
@@ -30,8 +33,9 @@ class CompilerWatch:
         if self._has_begun and not self._is_told:
             self._is_told = True
             log.warning(
-                "overlap_forward: torch.compile is in use, so nothing is left to the next forward:"
-                " every backward waits for its reductions, as with overlap_forward=False"
+                "%s: torch.compile is in use, so nothing is left to the next forward: %s",
+                self._mode,
+                self._instead,
             )
         return self._has_begun
 

@@ -1,39 +1,17 @@
-"""Optimizers whose update of what is under way may come later: those that are per parameter."""
+"""Optimizers whose update of what is under way may come later."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime.open_groups import OpenGroups
-
-# A step updates each parameter from its own gradient, state and hyperparameters, and runs its
-# closure before all else: so the parameters may be updated in several parts. tests/parity/
-# test_overlap_forward.py holds each of them to it.
-PER_PARAMETER = (
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "ASGD",
-    "NAdam",
-    "RAdam",
-    "RMSprop",
-    "Rprop",
-    "SGD",
-)
+from lightning_gradsched.runtime.step_in_part import StepInPart
 
 
-class OverlappedOptimizer:
+class OverlappedOptimizer(StepInPart):
     """Has ``optimizer.step()`` pass over what is open, from inside of it.
 
     Raises:
@@ -43,65 +21,12 @@ class OverlappedOptimizer:
     def __init__(
         self, optimizer: Optimizer, open_groups: OpenGroups, trusted: Collection[str]
     ) -> None:
-        _check(optimizer, trusted)
-        self._optimizer = weakref.ref(optimizer)
+        super().__init__(optimizer, open_groups.pass_over, trusted, "overlap_forward")
         self._open_groups = open_groups
-        self._passed: list[tuple[dict[str, Any], list[Tensor]]] = []
-        self._handles: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+        self._handles += [
             optimizer.register_state_dict_pre_hook(self._before_state),
             optimizer.register_load_state_dict_pre_hook(self._before_state),
         ]
-        # Other hooks after a step shall find all parameters in their groups.
-        hooks: Any = optimizer._optimizer_step_post_hooks
-        hooks.move_to_end(self._handles[1].id, last=False)
-
-    def detach(self) -> None:
-        self._restore()
-        for handle in self._handles:
-            handle.remove()
-
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Pass over what is open once the closure has run, which may hold the backward.
-
-        ``args`` begin with the optimizer itself.
-        """
-        self._restore()
-        closure: Callable[[], Any] | None = args[1] if args[1:] else kwargs.get("closure")
-
-        def closure_then_pass() -> Any:
-            result = closure() if closure is not None else None
-            self._passed = self._open_groups.pass_over(optimizer)
-            return result
-
-        rest = {name: value for name, value in kwargs.items() if name != "closure"}
-        return (optimizer, closure_then_pass, *args[2:]), rest
-
-    def _after_step(self, *_: Any) -> None:
-        self._restore()
 
     def _before_state(self, *_: Any) -> None:
         self._open_groups.flush()
-
-    def _restore(self) -> None:
-        """Every parameter in its group again; also after a step that raised."""
-        for group, params in self._passed:
-            group["params"] = params
-        self._passed = []
-
-
-def _check(optimizer: Optimizer, trusted: Collection[str]) -> None:
-    kind = type(optimizer)
-    known = kind.__name__ in PER_PARAMETER and kind is getattr(torch.optim, kind.__name__, None)
-    if known and optimizer.defaults.get("differentiable"):
-        raise GradSchedError(f"overlap_forward: expected differentiable=False of {kind.__name__}")
-    if not known and kind.__name__ not in trusted:
-        raise GradSchedError(
-            f"overlap_forward: {kind.__name__} is not known to update each parameter from its own"
-            f" gradient alone, as {', '.join(PER_PARAMETER)} do. If it does, and calls its closure"
-            f" before all else, say so by per_parameter_optimizers=({kind.__name__!r},); if not,"
-            " set overlap_forward=False."
-        )

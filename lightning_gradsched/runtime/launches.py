@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
@@ -190,11 +191,10 @@ class Launches:
             bucket.in_flight = False
         self.give_up()  # a round that was opened and came to nothing
 
-    @property
-    def teller(self) -> Bucket:
-        """What carries the signals; there must be a plan."""
+    def place_of(self, signal: Signal) -> Tensor:
+        """Its sum over the ranks, [1], which the host need not know yet; there must be a plan."""
         assert self._teller is not None
-        return self._teller
+        return self._teller.place_of(signal)
 
     def heard(self) -> frozenset[Signal]:
         """What some rank has signalled in the backward that was reduced last; alike on all.
@@ -202,6 +202,14 @@ class Launches:
         On a GPU it waits for that reduction.
         """
         return self._teller.signals() if self._teller and self.say else frozenset()
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiply what has just been reduced."""
+        if self.open_groups is not None:
+            self.open_groups.flush()
+        for bucket in self.order:
+            bucket.flat.mul_(factor)
 
     def reduce_each(self, slots: Sequence[Slot], factor: float) -> None:
         """Reduce each of ``slots`` by itself, times ``factor``, between two backwards."""

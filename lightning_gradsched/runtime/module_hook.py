@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 from weakref import WeakMethod
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,14 @@ class WeakHook:
 
     def __reduce__(self) -> tuple[type[WeakHook], tuple[()]]:
         return WeakHook, ()
+
+
+class BeforeForward(WeakHook):
+    """Tells that a module is about to run; not where torch compiles, as nothing is open there."""
+
+    def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            super().__call__(*args)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -12,22 +12,21 @@ that is read is the one that it would have been had the step waited for all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_gradsched.runtime.bucket import Bucket, SparseBucket
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.compiler_watch import CompilerWatch
 from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
-from lightning_gradsched.runtime.module_hook import WeakHook
+from lightning_gradsched.runtime.module_hook import BeforeForward
 from lightning_gradsched.runtime.recorder import Recorder
+from lightning_gradsched.runtime.undisturbed import undisturbed
 
 
 @dataclass(eq=False, slots=True)
@@ -59,9 +58,13 @@ class OpenGroups:
         self._open: dict[Bucket, _OpenGroup] = {}
         self._has_failed = False  # a wait, whose error went to whoever looked
         self._recorder: Recorder | None = None  # of the step that left something open last
-        self._compiles = CompilerWatch(self.flush)
+        self._compiles = CompilerWatch(
+            self.flush,
+            "overlap_forward",
+            "every backward waits for its reductions, as with overlap_forward=False",
+        )
         self._handles = [
-            owner.register_forward_pre_hook(_BeforeForward(self._about_to_run))
+            owner.register_forward_pre_hook(BeforeForward(self._about_to_run))
             for owner in module.modules()
             if owner._parameters
         ]
@@ -167,7 +170,7 @@ class OpenGroups:
         # Not before: if the wait fails, so must the next look.
         del self._open[bucket]
         self._settle(group)
-        with _undisturbed(bucket.flat.device):
+        with undisturbed(bucket.flat.device):
             bucket.receive()
             for update in group.due:
                 _make(update, bucket)
@@ -175,15 +178,6 @@ class OpenGroups:
     def _settle(self, group: _OpenGroup) -> None:
         for tensor in (*group.bucket.views, *_due(group)):
             settle(tensor)
-
-
-class _BeforeForward(WeakHook):
-    """Tells that a module is about to run."""
-
-    def __call__(self, *args: Any) -> None:
-        # Nothing is open where torch compiles.
-        if not torch.compiler.is_compiling():
-            super().__call__(*args)
 
 
 def _due(group: _OpenGroup) -> Iterator[Tensor]:
@@ -222,28 +216,3 @@ def _bare_step(optimizer: Optimizer) -> None:
     step = type(optimizer).step
     bare = step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
     bare(optimizer)
-
-
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """As in ``optimizer.step()``, whatever the forward or evaluation in which somebody looks."""
-    with (
-        _not_compiling(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-        _disable_current_modes(),
-    ):
-        yield
-
-
-@contextmanager
-def _not_compiling() -> Iterator[None]:
-    """Optimizers compute in other ways in a graph, which is not what is made when a graph is."""
-    compiler: Any = torch.compiler
-    before = getattr(compiler, "_is_compiling_flag", False)
-    compiler._is_compiling_flag = False
-    try:
-        yield
-    finally:
-        compiler._is_compiling_flag = before

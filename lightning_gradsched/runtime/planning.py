@@ -6,7 +6,7 @@ caps, measures some steps, and plans again; ``"auto"`` then tries its best candi
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.bound import Bounds, bounds
-from lightning_gradsched.core.candidates import Candidate, candidates, forward_candidates
+from lightning_gradsched.core.candidates import (
+    Candidate,
+    candidates,
+    forward_candidates,
+    lagged_candidates,
+)
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -25,7 +30,12 @@ from lightning_gradsched.core.plan import (
 )
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.report import TriedPlan
-from lightning_gradsched.core.schedule import ReductionSchedule, lower, lower_into_forward
+from lightning_gradsched.core.schedule import (
+    ReductionSchedule,
+    lower,
+    lower_into_forward,
+    lower_with_lag,
+)
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
@@ -103,6 +113,8 @@ class Planning:
 
     def _lowered(self, plan: GroupPlan, profile: BackwardProfile) -> ReductionSchedule:
         """Not into the forward while that is measured: it shall not wait."""
+        if self._config.gradient_lag:
+            return lower_with_lag(plan)
         if self._config.overlap_forward and self.profiler is None:
             return lower_into_forward(plan, profile)
         return lower(plan)
@@ -187,13 +199,17 @@ class Planning:
     def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
         """What to run next: the candidates of a trial, or the one plan that there is."""
         if self._config.planner == "auto":
-            chosen = forward_candidates if self._config.overlap_forward else candidates
-            return chosen(profile, self._cost, most=TRIED_PLANS)
+            return self._candidates()(profile, self._cost, most=TRIED_PLANS)
         plan = self._planner()(profile, self._cost)
         if not isinstance(plan, GroupPlan):
             raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")
         check_plan(plan, profile)
         return (Candidate(plan, exposed_s=nan),)
+
+    def _candidates(self) -> Callable[..., tuple[Candidate, ...]]:
+        if self._config.gradient_lag:
+            return lagged_candidates
+        return forward_candidates if self._config.overlap_forward else candidates
 
     def _go_on_with(self, trial: PlanTrial) -> None:
         """Take the next candidate's turn, or the winner's for good."""
@@ -215,6 +231,8 @@ def _deciding(config: GradSchedConfig, world_size: int) -> str:
     values = [config.planner_name, config.group_nbytes, config.reduce_dtype, world_size]
     if config.overlap_forward:
         values.append("overlap_forward")
+    if config.gradient_lag:
+        values.append("gradient_lag")
     return ", ".join(map(str, values))
 
 

@@ -91,6 +91,9 @@ class Recorder:
         self._is_left_open = False
         self._waits: list[tuple[Any, Any]] = []
         self._next_backward_began: Any = None
+        # Of a step whose groups the end of the next backward waits for.
+        self._lags = False
+        self._next_backward_ended: Any = None
 
     def backward_began(self) -> None:
         self._backward_began = self._clock.mark()
@@ -126,20 +129,40 @@ class Recorder:
     def next_backward_began(self) -> None:
         self._next_backward_began = self._clock.mark()
 
+    def lags(self) -> None:
+        """The next forward and backward are a part of this step."""
+        self._lags = True
+
+    def next_backward_ended(self) -> None:
+        self._next_backward_ended = self._clock.mark()
+        if self._next_backward_began is None:  # nothing has announced it
+            self._next_backward_began = self._next_backward_ended
+
     @property
     def is_complete(self) -> bool:
+        if self._lags:
+            return self._next_backward_ended is not None
         return not self._is_left_open or self._next_backward_began is not None
 
     def timeline(self, groups: Iterable[int]) -> Timeline:
         """The step's spans; time 0 is the beginning of backward. On a GPU, waits for its end."""
         spans = [Span(COMPUTE, BACKWARD, 0.0, self._at(self._backward_ended))]
-        if self._is_left_open:
+        if self._lags:
+            spans = list(self._until_next_backward_ended())
+        elif self._is_left_open:
             spans.extend(self._after_backward())
         else:
             spans.insert(0, Span(COMPUTE, BETWEEN, self._at(self._step_began), 0.0))
         for group in groups:
             spans.extend(self._group_spans(group))
         return Timeline(tuple(spans))
+
+    def _until_next_backward_ended(self) -> Iterator[Span]:
+        """What its own backward has waited for at its end is of the step before."""
+        yield Span(COMPUTE, BACKWARD, 0.0, self._at(self._ended))
+        began_s = self._at(self._next_backward_began)
+        yield Span(COMPUTE, BETWEEN, self._at(self._ended), began_s)
+        yield Span(COMPUTE, BACKWARD, began_s, self._at(self._next_backward_ended))
 
     def _after_backward(self) -> Iterator[Span]:
         """Until the next backward; in between, waits for groups."""
@@ -154,7 +177,9 @@ class Recorder:
         # A group that did not fill up by itself was closed when backward ended.
         ready_s = min(turn_s, self._at(self._ready.get(group, self._backward_ended)))
         # The callback of a collective may still be on its way when its waiter goes on.
-        finished_s = self._at(self._finished[group] or self._ended)
+        finished_s = self._at(
+            self._finished[group] or (self._next_backward_ended if self._lags else self._ended)
+        )
         return [
             Span(QUEUE, str(group), ready_s, turn_s),
             Span(COMPUTE, f"fill {group}", turn_s, launched_s),

@@ -27,7 +27,6 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from itertools import chain
 
-import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import Node
@@ -55,7 +54,8 @@ class State(Enum):
 class Reducer:
     """Averages gradients over the ranks while each backward runs.
 
-    ``after_reduction`` is called after every backward that was reduced.
+    ``after_reduction`` is called after every backward that was reduced. ``launches``: of another
+    kind than the usual one.
     """
 
     def __init__(
@@ -64,8 +64,9 @@ class Reducer:
         network: AllReduce,
         plan: Plan,
         after_reduction: Callable[[], None] = lambda: None,
+        launches: Launches | None = None,
     ) -> None:
-        self.launches = Launches(network)
+        self.launches = launches or Launches(network)
         self.profiler: StepProfiler | None = None
         self._plan = plan
         self._after_reduction = after_reduction
@@ -77,6 +78,8 @@ class Reducer:
         self._final_callback: Callable[[], object] = lambda: None  # a weak reference to it
         self._announced = False  # whether the running cycle's root has been seen
         self._certain = False  # whether it is known to be a backward and not an autograd.grad
+        # RUNNING and certain, with no profiler: a gradient that comes has only to be counted.
+        self._only_counts = False
         self._was_partial = False  # some backward has not reached all parameters
         # What the engine says that this backward will reach; None where it need not be asked.
         self._coming: set[Slot] | None = None
@@ -140,18 +143,11 @@ class Reducer:
         """Wait for what a backward that an exception cut off has left under way."""
         self._close_if_cut_off()
 
-    @torch.no_grad()
-    def scale(self, factor: float) -> None:
-        """Multiply what has just been reduced, from ``after_reduction``."""
-        if self.launches.open_groups is not None:
-            self.launches.open_groups.flush()
-        for bucket in self.buckets:
-            bucket.flat.mul_(factor)
-
     def mute(self) -> State:
         """Let gradients accumulate locally; give the result to ``resume``."""
         self._close_if_cut_off()
         before, self._state = self._state, State.MUTED
+        self._only_counts = False
         return before
 
     def resume(self, before: State) -> None:
@@ -175,30 +171,44 @@ class Reducer:
 
     def _watch(self, slot: Slot) -> RemovableHandle:
         def on_ready(_param: Tensor) -> None:
-            if self._state is State.MUTED:
-                self._refuse_if_open(slot)
-                slot.tally.kept.add(slot)
-                return
-            if self._state is State.IDLE or self._final_callback() is None:
-                self._refuse_if_open(slot)
-                # A backward of which no root was seen yet: so far all must wait for its end.
-                self._close_if_cut_off()
-                self._open(certain=True)
+            # What runs for every parameter of every step: the usual case first, with few lookups.
             tally = slot.tally
-            if slot in tally.arrived:
-                self._on_repeat(slot)
-                return
-            tally.arrived[slot] = 1
-            if not self._certain:
-                self._be_certain()
-            if self.profiler is not None:
-                self.profiler.gradient(slot.name)
-            tally.pending -= 1
-            if tally.pending <= 0:
-                self._on_full(slot)
+            arrived = tally.arrived
+            if self._only_counts and slot not in arrived and self._final_callback() is not None:
+                arrived[slot] = 1
+                tally.pending = pending = tally.pending - 1
+                if pending <= 0:
+                    self._on_full(slot)
+            else:
+                self._on_unusual(slot)
 
         handle: RemovableHandle = slot.param.register_post_accumulate_grad_hook(on_ready)
         return handle
+
+    def _on_unusual(self, slot: Slot) -> None:
+        """A gradient that is not only to be counted, or the first of its backward."""
+        if self._state is State.MUTED:
+            self._refuse_if_open(slot)
+            slot.tally.kept.add(slot)
+            return
+        if self._state is State.IDLE or self._final_callback() is None:
+            self._refuse_if_open(slot)
+            # A backward of which no root was seen yet: so far all must wait for its end.
+            self._close_if_cut_off()
+            self._open(certain=True)
+        tally = slot.tally
+        if slot in tally.arrived:
+            self._on_repeat(slot)
+            return
+        tally.arrived[slot] = 1
+        if not self._certain:
+            self._be_certain()
+        self._only_counts = self.profiler is None
+        if self.profiler is not None:
+            self.profiler.gradient(slot.name)
+        tally.pending -= 1
+        if tally.pending <= 0:
+            self._on_full(slot)
 
     def _open(self, *, certain: bool) -> bool:
         """False where the engine runs an ``autograd.grad``, which leaves ``.grad`` alone."""
@@ -217,7 +227,7 @@ class Reducer:
         Variable._execution_engine.queue_callback(final_callback)
         self._final_callback = weakref.ref(final_callback)
         self._state = State.RUNNING
-        self._announced, self._certain = False, certain
+        self._announced, self._certain, self._only_counts = False, certain, False
         if self.launches.recorder is not None:
             self.launches.recorder.backward_began()
         if self.profiler is not None:
@@ -231,6 +241,7 @@ class Reducer:
         if not self.buckets:
             self._plan_from_graph(roots)
         self._announced = True
+        self._only_counts = False  # the plan may have come with a profiler
         for bucket in self.buckets:
             bucket.pending = HOLD if bucket.holds else self._n_missing(bucket)
         self.launches.announce(certain=self._certain)
@@ -335,6 +346,7 @@ class Reducer:
             tally.pending = HOLD
         self.launches.close()
         self._state = State.IDLE
+        self._only_counts = False
 
     def _close_if_cut_off(self) -> None:
         """See [Note: a backward that raised]."""

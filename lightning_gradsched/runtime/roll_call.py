@@ -105,8 +105,9 @@ class RollCall:
         self._try(lambda: self._write(Answer(0, *self._status())))
 
     def end(self, why: str) -> None:
-        """Leave a last answer, to all calls to come."""
-        self._try(lambda: self._write(Answer(0, self._status()[0], why, has_ended=True)))
+        """Leave a last answer, to all calls to come; the remark stands in it."""
+        n_issued, _, remark = self._status()
+        self._try(lambda: self._write(Answer(0, n_issued, why, remark, has_ended=True)))
 
     def answer(self) -> bool:
         """Write this rank's status if somebody has called; whether it was so."""

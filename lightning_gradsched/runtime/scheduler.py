@@ -25,12 +25,11 @@ from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
-from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, hook_name
-from lightning_gradsched.runtime.due_updates import OverlappedOptimizer
+from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, check_registration
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
 from lightning_gradsched.runtime.launch_rule import LaunchRule
+from lightning_gradsched.runtime.modes import Modes, launches_of
 from lightning_gradsched.runtime.notice import Notice
-from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.planning import Planning
 from lightning_gradsched.runtime.recorder import Clock, CpuClock, CudaClock, StepRecords
 from lightning_gradsched.runtime.reducer import Reducer
@@ -90,9 +89,10 @@ class GradientScheduler:
         )
         clock: Clock = CudaClock() if self._collectives.on_cuda else CpuClock()
         self._records = StepRecords(clock, self._config.record_every_n_steps)
-        self._planning = Planning(module, self._config, self._collectives, clock)
+        self._planning = planning = Planning(module, self._config, self._collectives, clock)
         reduction = self._planning.reduction
-        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._step_ended)
+        launches = launches_of(self._config, reduction.carrier, self._collectives)
+        self._reducer = Reducer({}, reduction.carrier, self._make_plan, self._step_ended, launches)
         self._launches = self._reducer.launches
         if self._config.reduce_dtype is not None:
             dtype = getattr(torch, REDUCE_DTYPES[self._config.reduce_dtype])
@@ -115,16 +115,21 @@ class GradientScheduler:
             self._divisor,
         )
         self._launches.say = self._step_end.to_say
-        self._overlapped: list[OverlappedOptimizer] = []
-        if self._config.overlap_forward:
-            self._launches.open_groups = OpenGroups(module, self._launches.wait)
+        self._modes = Modes(
+            module,
+            self._config,
+            self._collectives,
+            self._launches,
+            self._trainable.params,
+            lambda: planning.plan,
+        )
         self._reducer.add(self._trainable.params, sparse=self._trainable.sparse)
         self._step_end.start()
         self._broadcast_state()
         self._buffer_sync: BufferSync | None = None
         self._buffer_collectives = self._collectives
         if self._config.broadcast_buffers and any(True for _ in module.buffers()):
-            if self._config.overlap_forward and process_group is None:
+            if self._modes and process_group is None:
                 # What a forward begins with shall not queue behind what it may wait for later.
                 self._buffer_collectives = Collectives(None, device, self._config.stall_timeout_s)
                 progress = _weakly(self._reducer.progress, "its engine is gone")
@@ -134,7 +139,8 @@ class GradientScheduler:
             )
             if not marks_forward:
                 self._buffer_sync.attach()
-        self._roots = RootWatch(module, self._begin, lambda: not self._reducer.buckets)
+        begin = self._begin_with_modes if self._modes else self._begin
+        self._roots = RootWatch(module, begin, lambda: not self._reducer.buckets)
 
     @property
     def plan(self) -> GroupPlan | None:
@@ -257,29 +263,9 @@ class GradientScheduler:
 
         Raises:
             GradSchedError: there is a hook, a plan or a ``reduce_dtype`` already, or
-                ``overlap_forward``.
+                ``overlap_forward`` or ``gradient_lag``.
         """
-        if isinstance(self._launches.transport, HookTransport):
-            raise GradSchedError(
-                f"expected one communication hook, got {hook_name(hook)!r} after"
-                f" {self._launches.transport.name!r}: make one that calls both"
-            )
-        if self.plan is not None:
-            raise GradSchedError(
-                "expected register_comm_hook() before the first backward, got it after one: call it"
-                " right after GradientScheduler(...)"
-            )
-        if self._config.overlap_forward:
-            raise GradSchedError(
-                f"expected overlap_forward=False with a communication hook, got True and"
-                f" {hook_name(hook)!r}"
-            )
-        if self._config.reduce_dtype is not None:
-            raise GradSchedError(
-                f"expected reduce_dtype or a communication hook, got {self._config.reduce_dtype!r}"
-                f" and {hook_name(hook)!r}; wrap the hook in torch's fp16_compress_wrapper or"
-                " bf16_compress_wrapper instead"
-            )
+        check_registration(hook, self._launches.transport, self._config, self.plan)
         self._launches.transport = HookTransport(
             self._collectives,
             state,
@@ -297,14 +283,20 @@ class GradientScheduler:
             GradSchedError: ``overlap_forward`` is not set; or the optimizer is not known to update
                 each parameter from its own gradient alone (``per_parameter_optimizers``).
         """
-        open_groups = self._launches.open_groups
-        if open_groups is None:
-            raise GradSchedError(
-                "overlap(optimizer): expected overlap_forward=True, got False: set it in"
-                " GradSchedConfig, or leave the call out"
-            )
-        trusted = self._config.per_parameter_optimizers
-        self._overlapped.append(OverlappedOptimizer(optimizer, open_groups, trusted))
+        self._modes.overlap(optimizer)
+
+    def shard(self, optimizer: Optimizer) -> None:
+        """With ``shard_optimizer``: have each rank keep the state of its part, and update that.
+
+        Every rank must call it, after its optimizer's parameters were given and before its first
+        step; from then on ``optimizer.step()`` is collective. For a checkpoint, all ranks call
+        ``optimizer.consolidate_state_dict()`` first, then rank 0 has the whole ``state_dict()``.
+
+        Raises:
+            GradSchedError: ``shard_optimizer`` is not set; or the optimizer is not known to update
+                each parameter from its own gradient alone (``per_parameter_optimizers``).
+        """
+        self._modes.shard(optimizer)
 
     def flush(self) -> None:
         """Wait for every group that is under way, and make the updates that are due.
@@ -315,13 +307,12 @@ class GradientScheduler:
         Raises:
             ReductionError: a group did not come within ``stall_timeout_s``.
         """
-        if self._launches.open_groups is not None:
-            self._launches.open_groups.flush()
+        self._modes.flush()
 
     @property
     def n_open(self) -> int:
         """How many groups are left to the next forward, on this rank, now."""
-        return len(self._launches.open_groups or ())
+        return self._modes.n_open
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
@@ -366,6 +357,25 @@ class GradientScheduler:
         is_restored = self._planning.restore(state)
         self._reducer.profiler = self._planning.profiler
         return is_restored
+
+    def lagged_state(self) -> dict[str, Tensor] | None:
+        """With ``gradient_lag``: the means that the next backward will give out, by parameter.
+
+        For ``restore_lagged`` of a later run; also after ``detach``. The same on every rank; local,
+        but it waits.
+
+        Raises:
+            ReductionError: a group did not come within ``stall_timeout_s``.
+        """
+        return self._modes.lagged_state()
+
+    def restore_lagged(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what ``lagged_state`` gave, before the first backward; all ranks alike.
+
+        Raises:
+            GradSchedError: ``gradient_lag`` is 0, or ``state`` is of another model.
+        """
+        self._modes.restore_lagged(state)
 
     def agree_on_notice(self) -> None:
         """For steps without a reduction to tell it: one small all-reduce. Every rank must call."""
@@ -417,12 +427,11 @@ class GradientScheduler:
         """Remove all hooks: the module is as it was before. Reports can still be asked for.
 
         Raises:
-            ReductionError: with ``overlap_forward``, a group that was under way did not come.
+            ReductionError: with ``overlap_forward`` or ``gradient_lag``, a group that was under way
+                did not come.
         """
-        open_groups = self._launches.open_groups
         try:
-            if open_groups is not None and not open_groups.has_failed:
-                open_groups.flush()
+            self._modes.settle()
         finally:  # an error is the user's, but the module shall be as it was
             self._detach()
 
@@ -435,20 +444,12 @@ class GradientScheduler:
         self._rule.close()
         self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
-        self._collectives.close(in_use=self._launches.has_in_flight)
+        in_use = self._launches.has_in_flight or self._modes.has_in_flight
+        self._collectives.close(in_use=in_use)
         if self._buffer_collectives is not self._collectives:
             self._buffer_collectives.close()
-        self._end_overlap()
+        self._modes.end()
         self._reducer.detach()
-
-    def _end_overlap(self) -> None:
-        if self._launches.open_groups is not None:
-            self._launches.open_groups.abandon()
-            self._launches.open_groups.detach()
-            self._launches.open_groups = None
-        for optimizer in self._overlapped:
-            optimizer.detach()
-        self._overlapped.clear()
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
@@ -462,9 +463,12 @@ class GradientScheduler:
 
     def _begin(self, roots: Sequence[Node], certain: bool) -> None:
         """In the backward of ``roots``, before all else."""
-        self.flush()
         self._step_end.begin_with()
         self._reducer.begin(roots, certain=certain)
+
+    def _begin_with_modes(self, roots: Sequence[Node], certain: bool) -> None:
+        self._modes.before_backward()
+        self._begin(roots, certain)
 
     def _step_ended(self) -> None:
         self._step_end.follow()

@@ -79,14 +79,14 @@ class StepEnd:
         """
         heard = self._heard()
         if self._collectives.on_cuda:
-            self.notice.reduced_on_device(self._launches.teller.place_of(Signal.NOTICE))
+            self.notice.reduced_on_device(self._launches.place_of(Signal.NOTICE))
         else:
             self.notice.reduced(heard)
         if heard >= {Signal.PLANS, Signal.KEEPS}:
             consensus.raise_out_of_step(self._collectives, self._reducer.n_reduced)
         factor = self._collectives.world_size / (self._divisor() or self._collectives.world_size)
         if factor != 1:
-            self._reducer.scale(factor)
+            self._launches.scale(factor)
         self._launches.recorder = self._records.turn(self._launches.recorder)
         if Signal.UNFROZEN in heard:
             self._grow(factor)

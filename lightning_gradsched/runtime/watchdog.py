@@ -246,11 +246,16 @@ class Watchdog:
         """What this rank has to say to those that ask for ``remarks``."""
         self._progress.remark = remark
 
-    def remarks(self) -> dict[int, str]:
-        """Every rank's remark, of those that answer and have one. Not collective, but slow."""
-        remarks = {rank: answer.remark for rank, answer in self._ask().answers.items()}
+    def remarks(self) -> tuple[dict[int, str], tuple[int, ...]]:
+        """The remark of every rank that has one, and the ranks that did not answer.
+
+        Not collective, but slow.
+        """
+        found = self._ask()
+        remarks = {rank: answer.remark for rank, answer in found.answers.items()}
         remarks[self._rank] = self._progress.remark
-        return {rank: remark for rank, remark in sorted(remarks.items()) if remark}
+        said = {rank: remark for rank, remark in sorted(remarks.items()) if remark}
+        return said, found.silent
 
     def wait(self, work: Any, what: object) -> None:
         """``work.wait()``, bounded and explained.

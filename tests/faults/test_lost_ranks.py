@@ -45,6 +45,7 @@ def test_a_rank_that_only_is_late_is_said_to_be_alive(tmp_path: Path) -> None:
         assert "Rank 1 does not answer" not in ended.last_error
 
 
+@pytest.mark.slow
 def test_a_rank_that_never_comes_is_told_of_when_the_group_is_formed(tmp_path: Path) -> None:
     for ended in survivors(run_forked(2, tmp_path, "absent", 1, STALL_S), 1):
         assert ended.exit_code == 1, ended
@@ -53,6 +54,7 @@ def test_a_rank_that_never_comes_is_told_of_when_the_group_is_formed(tmp_path: P
         assert "Rank 1 does not have a GradientScheduler yet." in ended.last_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["kill", "stop"])
 def test_where_the_rank_with_the_store_is_lost_it_is_the_suspect(
     fault: str, tmp_path: Path

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from tests.parity.nets import NETS, WIDTH, SharedReentrant
 from tests.ranks import run_ranks
+from zoo.optim.larc import with_larc
 
 N_STEPS = 5
 Weights = dict[str, Tensor]
@@ -37,6 +38,13 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "NAdam": partial(torch.optim.NAdam, lr=0.01),
     "RAdam": partial(torch.optim.RAdam, lr=0.01),
     "Rprop": partial(torch.optim.Rprop, lr=0.01),
+}
+# By hooks on the step, which look at gradients before it or at weights after it.
+LARC: dict[str, Callable[[Any], Optimizer]] = {
+    "LARC": partial(with_larc, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9), eta=0.02),
+    "LARC of the gradient": partial(
+        with_larc, optimizer=partial(torch.optim.Adam, lr=0.01), eta=0.02, placement="gradient"
+    ),
 }
 
 
@@ -77,7 +85,7 @@ def train(
     """Two groups of parameters with rates of their own, both on a schedule."""
     params = list(net.parameters())
     groups = [{"params": params[::2]}, {"params": params[1::2]}]
-    optimizer = OPTIMIZERS[recipe.optimizer](groups)
+    optimizer = {**OPTIMIZERS, **LARC}[recipe.optimizer](groups)
     optimizer.param_groups[1]["lr"] = optimizer.param_groups[1]["lr"] / 2
     overlap(optimizer)
     rates = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
@@ -139,16 +147,34 @@ def all_of(rank: int, recipes: list[Recipe]) -> list[tuple[Weights, Weights, int
     return [both(rank, recipe) for recipe in recipes]
 
 
-def check(*recipes: Recipe, leaves_open: bool = True) -> None:
-    for rank in run_ranks(2, all_of, list(recipes), timeout_s=120):
-        for recipe, (ours, ddp, n_open) in zip(recipes, rank, strict=True):
+def check(*recipes: Recipe, leaves_open: bool = True, n_ranks: int = 2) -> None:
+    ranks = run_ranks(n_ranks, all_of, list(recipes), timeout_s=120)
+    for rank in ranks:
+        for recipe, (ours, ddp, n_open), (first, *_) in zip(recipes, rank, ranks[0], strict=True):
             assert (n_open > 0) is leaves_open, recipe
-            for name, weight in ours.items():
-                assert torch.equal(weight, ddp[name]), (recipe, name)
+            check_alike(recipe, ours, first, ddp, n_ranks)
+
+
+def check_alike(recipe: object, ours: Weights, first: Weights, ddp: Weights, n_ranks: int) -> None:
+    """To the last bit on all ranks, and with DDP's on two; on more they are summed otherwise."""
+    for name, weight in ours.items():
+        assert torch.equal(weight, first[name]), (recipe, name)
+        if n_ranks == 2:
+            assert torch.equal(weight, ddp[name]), (recipe, name)
+        else:
+            torch.testing.assert_close(weight, ddp[name], rtol=2e-5, atol=2e-6)
 
 
 def test_optimizers() -> None:
     check(*(Recipe(optimizer=optimizer) for optimizer in OPTIMIZERS))
+
+
+def test_larc_looks_and_so_ends_the_wait() -> None:
+    check(*(Recipe(optimizer=optimizer) for optimizer in LARC), leaves_open=False)
+
+
+def test_three_ranks() -> None:
+    check(Recipe(), Recipe(optimizer="AdamW", accumulate=2, autocast=True), n_ranks=3)
 
 
 def test_nets() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -266,7 +267,9 @@ def test_a_hook_that_fails_is_named_with_its_group(hook: Callable[..., Any], sai
         assert message.startswith("ReductionError: communication hook"), message
         assert f"{hook.__name__}' failed on group 0 (1.bias)" in message
         assert said in message
-        assert "rank" not in message.split("failed on")[1], "no rank is to blame"
+        assert not re.search(r"\branks? \d", message.split("failed on")[1], re.IGNORECASE), (
+            "no rank is to blame"
+        )
 
 
 def test_a_hook_that_never_ends_is_named_with_its_group_in_time() -> None:
@@ -289,6 +292,7 @@ def stall(rank: int, hook: Callable[..., Any], how: str) -> None:
         net(torch.ones(1, 2)).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "who"),
     [

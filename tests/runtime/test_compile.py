@@ -51,6 +51,7 @@ def compiled(rank: int, order: str) -> tuple[list[State], list[State]]:
     return steps, train(theirs, DistributedDataParallel(theirs), rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["compile, attach", "attach, compile"])
 def test_a_compiled_module_is_reduced_as_by_ddp(order: str) -> None:
     ranks = run_ranks(2, compiled, order)

@@ -263,6 +263,7 @@ def test_all_ranks_may_leave_a_pass_before_its_end() -> None:
     assert run_ranks(2, left_early) == [[2, 2]] * 2
 
 
+@pytest.mark.slow
 def test_the_documented_loop_leaves_the_ranks_alike(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "uneven-data.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

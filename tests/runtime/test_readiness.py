@@ -213,6 +213,7 @@ def leaves(rank: int, how: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["detaches", "stays"])
 def test_a_rank_that_does_not_come_back_is_an_error_elsewhere(how: str) -> None:
     first, second = run_ranks(2, leaves, how)
@@ -229,6 +230,7 @@ def sleeper(rank: int) -> None:
         net(batch(rank, step), "abcd").sum().backward()
 
 
+@pytest.mark.slow
 def test_a_cycle_is_bounded_by_stall_timeout_s() -> None:
     message = errors_of_ranks(2, sleeper)[0]
     assert message.startswith("ReductionError: the ranks could not agree")
@@ -304,6 +306,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ends", "raises"])
 def test_a_process_that_never_detaches_still_ends(how: str, tmp_path: Path) -> None:
     ranks = [

@@ -233,6 +233,7 @@ def one_dies(rank: int) -> None:
     assert own_threads() == []
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_step_of_all_others():
     with pytest.raises(RankError) as error:
         run_ranks(4, one_dies)

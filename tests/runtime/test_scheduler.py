@@ -222,6 +222,7 @@ def sleeper(rank: int) -> None:
     net(torch.ones(1, 2)).sum().backward()
 
 
+@pytest.mark.slow
 def test_a_wait_is_bounded_by_stall_timeout_s_and_names_what_was_waited_for() -> None:
     message = errors_of_ranks(2, sleeper)[0]
     assert message.startswith("ReductionError: rank 0 waited")

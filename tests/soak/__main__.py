@@ -21,9 +21,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long; 600 by default")
     parser.add_argument("--first-seed", type=int, help="seeds count up from here; random if absent")
     parser.add_argument("--seed", type=int, help="play this one episode and say what it is")
+    parser.add_argument(
+        "--modes", action="store_true", help="with overlap_forward, gradient_lag or shard_optimizer"
+    )
     asked = parser.parse_args()
     if asked.seed is not None:
-        print(make_episode(asked.seed), flush=True)
+        print(make_episode(asked.seed, with_modes=asked.modes), flush=True)
     first = asked.first_seed if asked.first_seed is not None else random.randrange(10**6) * 1000
     seeds = [asked.seed] if asked.seed is not None else count(first)
     summary = Summary()
@@ -32,7 +35,7 @@ def main() -> int:
         for seed in seeds:
             if time.monotonic() - began_s > asked.seconds:
                 break
-            outcome = play(make_episode(seed), calibration_dir)
+            outcome = play(make_episode(seed, with_modes=asked.modes), calibration_dir)
             summary.add(outcome)
             print(outcome, flush=True)
     print(summary)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.soak.faults import ENDINGS, FAULTS, allowed
+from tests.soak.modes import drawn, with_mode
 from tests.soak.nets import BLOCKS
 
 N_RANKS = 4
@@ -53,7 +54,13 @@ class Episode:
         return f"seed {self.seed}: {' '.join(self.blocks)} | {settings} | {faults} | {self.ending}"
 
 
-def make_episode(seed: int) -> Episode:
+def make_episode(seed: int, *, with_modes: bool = False) -> Episode:
+    """``with_modes``: with one of the engine's modes on, drawn from the seed too."""
+    episode = _make_episode(seed)
+    return with_mode(episode, drawn(seed)) if with_modes else episode
+
+
+def _make_episode(seed: int) -> Episode:
     rng = random.Random(seed)
     blocks = tuple(rng.choices(BLOCKS, k=rng.randint(2, 8)))
     ending = rng.choice(ENDINGS) if rng.random() < 0.2 else ""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tests.parity.reference import average_gradients
+
+Norms = dict[str, float]  # by parameter
 
 
 class Buffers:
@@ -43,19 +46,27 @@ def average(twin: nn.Module, *, as_reals: bool) -> dict[str, float]:
 
 
 def check_gradients(
-    net: nn.Module, twin: nn.Module, *, reduce_dtype: torch.dtype | None, n_reductions: int
+    net: nn.Module,
+    twin: nn.Module,
+    *,
+    reduce_dtype: torch.dtype | None,
+    n_reductions: int,
+    after_average: Callable[[nn.Module, Norms], Norms] = lambda _, norms: norms,
 ) -> None:
-    """``net``'s must be the twin's, once averaged, and have the same bits on all ranks."""
+    """``net``'s must be the twin's, once averaged, and have the same bits on all ranks.
+
+    ``after_average``: changes the twin's; gets and gives the norms that tolerances are taken of.
+    """
     # In another dtype complex gradients travel, and are divided, as pairs of reals.
-    norms = average(twin, as_reals=reduce_dtype is not None)
+    norms = after_average(twin, average(twin, as_reals=reduce_dtype is not None))
     theirs = dict(twin.named_parameters())
     for name, param in net.named_parameters():
         ours, other = param.grad, theirs[name].grad
         assert (ours is None) == (other is None), f"{name}: got {ours}, expected {other}"
         if ours is not None and other is not None:
-            tolerance = n_reductions * _tolerance(param, reduce_dtype, norms[name])
+            tolerance = n_reductions * tolerance_of(param, reduce_dtype, norms[name])
             check_equal(name, ours.to_dense(), other, tolerance)
-    check_same_bits(net)
+    check_same_bits({name: param.grad for name, param in net.named_parameters()})
 
 
 def _norm(grad: Tensor) -> float:
@@ -63,7 +74,7 @@ def _norm(grad: Tensor) -> float:
     return float(torch.linalg.vector_norm(grad.where(grad.isfinite(), 0)))
 
 
-def _tolerance(param: Tensor, reduce_dtype: torch.dtype | None, norm: float) -> float:
+def tolerance_of(param: Tensor, reduce_dtype: torch.dtype | None, norm: float) -> float:
     """About 1e-6 of the summands' norm for float32, which then are rounded a few times."""
     infos = [torch.finfo(param.dtype)] + ([torch.finfo(reduce_dtype)] if reduce_dtype else [])
     eps = max(info.eps for info in infos)
@@ -79,13 +90,13 @@ def check_equal(name: str, ours: Tensor, other: Tensor, tolerance: float) -> Non
     assert distance <= tolerance, f"{name}: off by {distance:.3g}, more than {tolerance:.3g}"
 
 
-def check_same_bits(net: nn.Module) -> None:
-    """Of all gradients, buffers apart, on all ranks."""
+def check_same_bits(tensors: Mapping[str, Tensor | None]) -> None:
+    """On all ranks."""
     digest = hashlib.sha256()
-    for name, param in net.named_parameters():
-        grad = None if param.grad is None else param.grad.to_dense().contiguous()
-        bits = b"" if grad is None else grad.view(-1).view(torch.uint8).numpy().tobytes()
-        digest.update(f"{name} {grad is None}".encode() + bits)
+    for name, tensor in tensors.items():
+        dense = None if tensor is None else tensor.to_dense().contiguous()
+        bits = b"" if dense is None else dense.view(-1).view(torch.uint8).numpy().tobytes()
+        digest.update(f"{name} {dense is None}".encode() + bits)
     here = torch.frombuffer(bytearray(digest.digest()[:8]), dtype=torch.int64)
     everywhere = [torch.empty_like(here) for _ in range(dist.get_world_size())]
     dist.all_gather(everywhere, here)

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.config import REDUCE_DTYPES
 from lightning_gradsched.errors import GradSchedError, ReductionError
-from tests.soak import faults
+from tests.soak import faults, modes
 from tests.soak.episodes import Episode, Step
+from tests.soak.modes import HeldBack
 from tests.soak.nets import N_ROWS, WIDTH, RandomNet
 from tests.soak.reference import Buffers, check_equal, check_gradients
 
@@ -58,12 +59,19 @@ class Rank:
         self.reduce_dtype = None if name is None else getattr(torch, REDUCE_DTYPES[name])
         self.buffers = Buffers(self.twin) if self.config.broadcast_buffers else None
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.02)
+        self.settings = episode.settings
+        self.held_back = HeldBack() if self.config.gradient_lag else None
+        self.n_steps = 0
         self.scheduler = GradientScheduler(self.net, self.config)
+        modes.attach(self.scheduler, self.optimizer, self.settings)
 
     def step(self, step: Step) -> None:
+        self.n_steps += 1
         self._make_equal()
         self._before(step)
         self._zero(step.zero_grad)
+        if self.held_back is not None:
+            self.held_back.begin(self.twin)
         if step.fault in faults.RAISES:
             self._raise(step)
             return
@@ -76,11 +84,27 @@ class Rank:
             is_last = micro_batch == step.n_micro_batches - 1
             self._backward(backward if is_last else faults.plain, factor, muted=not is_last)
         self.net.trouble = None
-        self._check(faults.N_REDUCTIONS.get(step.fault, 1))
-        if step.fault not in faults.NOT_FINITE:
-            self.optimizer.step()
-        else:
+        n_reductions = faults.N_REDUCTIONS.get(step.fault, 1)
+        is_looked_at = modes.is_looked_at(self.settings, self.n_steps)
+        if is_looked_at or step.fault in faults.NOT_FINITE:
+            self._check(n_reductions)
+        if step.fault in faults.NOT_FINITE:
             self._zero("to_none")
+            return
+        self.optimizer.step()
+        if modes.checks_weights(self.settings):
+            self._check_weights(n_reductions, is_averaged=is_looked_at)
+
+    def _check_weights(self, n_reductions: int, *, is_averaged: bool) -> None:
+        modes.check_weights(
+            self.net,
+            self.twin,
+            {name: param.detach() for name, param in self.twin.named_parameters()},
+            self.optimizer.param_groups[0]["lr"],
+            is_averaged=is_averaged,
+            reduce_dtype=self.reduce_dtype,
+            n_reductions=n_reductions,
+        )
 
     def _make_equal(self) -> None:
         """What was checked is equal but for rounding, which shall not add up."""
@@ -111,8 +135,9 @@ class Rank:
         backward(self.twin, x, factor)
 
     def _check(self, n_reductions: int) -> None:
+        held = {} if self.held_back is None else {"after_average": self.held_back.hold}
         check_gradients(
-            self.net, self.twin, reduce_dtype=self.reduce_dtype, n_reductions=n_reductions
+            self.net, self.twin, reduce_dtype=self.reduce_dtype, n_reductions=n_reductions, **held
         )
         theirs = dict(self.twin.named_buffers())
         for name, buffer in self.net.named_buffers():
@@ -165,7 +190,11 @@ class Rank:
 
     def _make_anew(self) -> None:
         self.scheduler.detach()
+        lagged = self.scheduler.lagged_state()
         self.scheduler = GradientScheduler(self.net, self.config)
+        modes.attach(self.scheduler, self.optimizer, self.settings)
+        if lagged is not None:
+            self.scheduler.restore_lagged(lagged)
         self.twin.load_state_dict(self.net.state_dict())
         if self.buffers is not None:
             self.buffers.is_due = True
@@ -186,7 +215,9 @@ def run_episode(rank: int, episode: Episode, calibration_dir: str | None) -> Rec
         record.faults[step.fault or "none"] += 1
     if episode.ending:
         _lose_a_rank(here, episode, record)
-    here.scheduler.detach()
+    # What was left to the next step may not have come from a rank that is lost.
+    with suppress(*[ReductionError] * bool(episode.ending)):
+        here.scheduler.detach()
     return record
 
 

@@ -12,10 +12,14 @@ from tests.soak.nets import BLOCKS
 from tests.soak.outcome import play
 
 # Short ones that between them meet every kind of block, fault and ending.
-SEEDS = [1547, 244, 290, 605, 2598, 1037, 3337, 569, 71]
+QUICK_SEEDS = [244, 569]
+SEEDS = [*QUICK_SEEDS, 1547, 290, 605, 2598, 1037, 3337, 71]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(s, marks=() if s in QUICK_SEEDS else pytest.mark.slow) for s in SEEDS],
+)
 def test_an_episode_ends_as_it_should(seed: int) -> None:
     outcome = play(make_episode(seed))
     assert not outcome.failures, str(outcome)

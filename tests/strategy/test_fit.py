@@ -279,7 +279,7 @@ def test_every_way_of_starting_ranks(name: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert "`max_epochs=1` reached" in result.stderr

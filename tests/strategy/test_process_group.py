@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 FIT = """
 import lightning.pytorch as pl
 from lightning_gradsched import GradSchedStrategy
@@ -31,7 +35,7 @@ def fit_as(local_rank: int, port: int) -> subprocess.CompletedProcess[str]:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
     )
 
 

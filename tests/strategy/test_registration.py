@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TRAINER = """
 trainer = {module}.Trainer(strategy="{name}", accelerator="cpu", devices=2, logger=False)
 base = __import__("{module}.strategies", fromlist=["x"]).DDPStrategy
@@ -17,7 +19,7 @@ print(type(trainer.strategy).__name__, isinstance(trainer.strategy, base),
 
 def run(code: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()

@@ -58,10 +58,10 @@ class PlacedLoader:
         return self._batches()
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        order = np.random.default_rng(self.epoch).permutation(N_SAMPLES)
+        order = epoch_order(self.epoch)
         while self.n_steps_left():
             first = self.n_seen + self.rank * BATCH_SIZE
-            index = torch.from_numpy(order[first : first + BATCH_SIZE])
+            index = torch.tensor(order[first : first + BATCH_SIZE])
             self.n_seen += BATCH_SIZE * self.world_size
             yield {"index": index, "x": torch.stack([sample(int(i)) for i in index])}
 
@@ -71,6 +71,11 @@ class PlacedLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.n_seen = state["epoch"], state["n_seen"]
         self._is_loaded = True
+
+
+def epoch_order(epoch: int) -> list[int]:
+    """In which `PlacedLoader` hands the samples out."""
+    return np.random.default_rng(epoch).permutation(N_SAMPLES).tolist()
 
 
 def sample(index: int) -> Tensor:
@@ -184,11 +189,12 @@ MODULES = {
 class Trouble(Callback):
     """Sends ``signum`` to one rank at a batch (counted over epochs); another rank is slow.
 
-    ``signum`` 0: an exception. Into ``folder``, if given, the time of it is written.
+    ``signum`` 0: an exception; negative: its launcher gets it first, as where a node is lost.
+    ``rank`` None: whichever has this callback. ``folder``, if given, gets the time of it.
     """
 
     def __init__(
-        self, signum: int, batch: int, rank: int, slow_rank: int = -1, folder: str = ""
+        self, signum: int, batch: int, rank: int | None, slow_rank: int = -1, folder: str = ""
     ) -> None:
         self.signum, self.batch, self.rank, self.slow_rank = signum, batch, rank, slow_rank
         self.folder = folder
@@ -200,12 +206,14 @@ class Trouble(Callback):
         self.n_batches += 1
         if trainer.global_rank == self.slow_rank:
             time.sleep(0.05)
-        if (self.n_batches, trainer.global_rank) == (self.batch, self.rank):
+        if self.n_batches == self.batch and self.rank in (trainer.global_rank, None):
             if self.folder:
                 Path(self.folder, "fault_at").write_text(str(time.time()))
             if not self.signum:
                 raise ZeroDivisionError("no such luck")
-            os.kill(os.getpid(), self.signum)
+            if self.signum < 0:
+                os.kill(os.getppid(), -self.signum)
+            os.kill(os.getpid(), abs(self.signum))
 
 
 def trainer(folder: str, strategy: Any = None, devices: int = 2, **options: Any) -> pl.Trainer:
@@ -247,6 +255,7 @@ def main(folder: str, options: dict[str, Any]) -> None:
     job = trainer(
         folder,
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.get("devices", 1))),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
         enable_checkpointing=True,
         callbacks=callbacks,
         **options.get("trainer", {}),

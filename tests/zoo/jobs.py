@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from zoo.loss.spectral_product import SpectralProduct
+from zoo.metric.iou import confusion_matrices, summarize
+from zoo.metric.sample_scores import SampleScores
 from zoo.net.mlp import MLP
 
 
@@ -23,3 +25,16 @@ def vectors_on(rank: int) -> list[Tensor]:
         loss.backward()
         optimizer.step()
     return [*term.state_dict().values(), *(p.detach() for p in net.parameters())]
+
+
+def iou_table_of_rank(
+    rank: int, prediction: Tensor, labels: Tensor, shares: list[list[list[int]]]
+) -> dict[str, float]:
+    """Scores of all samples on each rank, which updated with its own batches of indices."""
+    table = SampleScores(len(labels), 9)
+    for indices in shares[rank]:
+        matrices = confusion_matrices(prediction[indices], labels[indices], 3)
+        table.update(torch.tensor(indices), matrices.flatten(1))
+    names = ("background", "tropical_cyclone", "atmospheric_river")
+    scores = summarize(table.compute().view(-1, 3, 3), names)
+    return {name: float(value) for name, value in scores.items()}

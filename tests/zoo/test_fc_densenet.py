@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_gradsched.core.published import FC_DENSENET_WEIGHTS
+from tests.zoo.presets import build, n_weights, preset
 from zoo.net.fc_densenet import FCDenseNet
 from zoo.net.flop import forward_flop
 from zoo.net.frequency_to_space import FrequencyToSpace
-from zoo.runtime import CONFIG_DIR
 
 _SMALL = {"layers": [1, 2, 1], "growth": 4}
 
 
-def _preset(name: str) -> DictConfig:
-    config = OmegaConf.load(CONFIG_DIR / "net" / f"{name}.yaml")
-    parents = config.pop("defaults", [])
-    return OmegaConf.merge(*(_preset(parent) for parent in parents), config)
-
-
 def _on_meta(name: str) -> FCDenseNet:
     with torch.device("meta"):
-        return instantiate(_preset(name))
-
-
-def _n_weights(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
+        return build(name)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +29,7 @@ def paper_sample() -> torch.Tensor:
 
 def _logged_layers(net: FCDenseNet) -> list[int]:
     """Weights as the authors' log lists them: a transition counts with the layer after it."""
-    layers = [_n_weights(net.stem) + net.column_bias.numel()]
+    layers = [n_weights(net.stem) + net.column_bias.numel()]
     before = 0
     stages = [
         *((None, stage.block, stage.transition) for stage in net.down),
@@ -49,19 +37,19 @@ def _logged_layers(net: FCDenseNet) -> list[int]:
         *((stage.transition, stage.block, None) for stage in net.up),
     ]
     for transition_before, block, transition_after in stages:
-        before += 0 if transition_before is None else _n_weights(transition_before)
+        before += 0 if transition_before is None else n_weights(transition_before)
         for layer in block.layers:
-            layers.append(before + _n_weights(layer))
+            layers.append(before + n_weights(layer))
             before = 0
-        before = 0 if transition_after is None else _n_weights(transition_after)
-    return [*layers, _n_weights(net.head)]
+        before = 0 if transition_after is None else n_weights(transition_after)
+    return [*layers, n_weights(net.head)]
 
 
 def test_layers_are_those_of_the_authors_log() -> None:
     logged = [weights for block in FC_DENSENET_WEIGHTS.values() for weights in block]
     net = _on_meta("fc_densenet_23m")
     assert _logged_layers(net) == logged
-    assert _n_weights(net) == 22_877_568
+    assert n_weights(net) == 22_877_568
 
 
 def test_operations_are_those_of_the_authors_log(paper_sample: torch.Tensor) -> None:
@@ -79,16 +67,16 @@ def test_ornl_benchmark_counts(paper_sample: torch.Tensor) -> None:
     net = _on_meta("fc_densenet_220m")
     # 220,398,848 weights of convolutions by hand (5 x 5 of growth 256, 1 x 1 transitions) and the
     # stem's 256 biases.
-    assert _n_weights(net) == 220_399_104
+    assert n_weights(net) == 220_399_104
     assert 3 * forward_flop(net, paper_sample) == 51_509_408_563_200
 
 
 def test_default_is_the_authors_generator() -> None:
-    config = _preset("fc_densenet")
+    config = preset("fc_densenet")
     assert (config.growth, config.kernel_px, config.layers) == (64, 5, [2, 2, 3, 4, 3, 2, 2])
     net = _on_meta("fc_densenet")
-    norms = sum(_n_weights(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d))
-    assert _n_weights(net) - norms - 64 == _hand_counted_default()
+    norms = sum(n_weights(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert n_weights(net) - norms - 64 == _hand_counted_default()
 
 
 def _hand_counted_default() -> int:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.progress import track
 
 from zoo.data.crystals import make_sample, size_named
+from zoo.data.generated import generate_alone, require_finished
 from zoo.data.manifest import Manifest
 from zoo.data.schema import Field, Schema
-from zoo.data.shards import ShardWriter, generate_shards
-from zoo.errors import DataFileError, UserError
+from zoo.data.shards import ShardWriter
+from zoo.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -90,58 +87,10 @@ class CbedShards:
         )
 
     def generate(self, folder: Path, n_processes: int = 1) -> Manifest:
-        """Write what is missing in `folder`, with a progress bar. One process calls it.
-
-        Raises:
-            DataFileError, DiskFullError: the folder holds something else, or cannot be written to.
-            UserError: another process is at it, or one of the processes died.
-        """
-        writer = self.writer(folder)
-        if not writer.open_shards():
-            return writer.finish()
-        with _alone_in(folder):
-            try:
-                return generate_shards(writer, self, n_processes, _progress)
-            except BrokenProcessPool as error:
-                raise UserError(
-                    f"a process that wrote shards to {folder} died (out of memory?). Finished "
-                    f"shards are kept. Next, run it again with fewer than n_processes="
-                    f"{n_processes}."
-                ) from error
+        """Write what is missing in `folder`: see `generate_alone`."""
+        return generate_alone(self.writer(folder), self, n_processes, "crystals")
 
     def require(self, folder: Path) -> Manifest:
-        """The manifest of a finished data set.
-
-        Raises:
-            DataFileError: it is not finished, or another one.
-        """
-        writer = self.writer(folder)
-        if missing := writer.open_shards():
-            raise DataFileError(
-                f"{folder} is not finished: {len(missing)} of {writer.n_shards} shards are "
-                f"missing. Next, on this machine, python -m zoo.data.generate dataset=cbed "
-                f"size={self.size} seed={self.seed} folder={folder}"
-            )
-        return writer.finish()
-
-
-def _progress(shards: Iterator, n_shards: int) -> Iterator:
-    return iter(track(shards, total=n_shards, description="crystals (shards)"))
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second process from writing the same shards; a kill frees the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".generating").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is generating in {folder}. Next, wait for it and run the same "
-                "command again."
-            ) from None
-        except OSError:
-            # Some network file systems have no locks; then it is up to the user.
-            pass
-        yield
+        """The manifest of a finished data set: see `require_finished`."""
+        options = f"dataset=cbed size={self.size} seed={self.seed}"
+        return require_finished(self.writer(folder), options)

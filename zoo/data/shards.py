@@ -39,6 +39,7 @@ class ShardWriter:
         compression: of h5py, such as "lzf"; reading is then many times slower.
         attributes: what made the data (seed, size, ...): into every shard and the manifest. A
             folder that was begun with others is refused.
+        flat: one sample a file, without an axis of samples in front.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class ShardWriter:
     chunked: bool = False
     compression: str | None = None
     attributes: Mapping[str, str | int | float] = field(default_factory=dict)
+    flat: bool = False
 
     @property
     def n_shards(self) -> int:
@@ -118,9 +120,11 @@ class ShardWriter:
         datasets = {
             name: file.create_dataset(
                 field.dataset,
-                (n_samples, *field.shape),
+                field.shape if self.flat else (n_samples, *field.shape),
                 field.dtype,
-                chunks=(1, *field.shape) if self.chunked or self.compression else None,
+                chunks=(() if self.flat else (1,)) + field.shape
+                if self.chunked or self.compression
+                else None,
                 compression=self.compression,
                 track_times=False,
             )
@@ -131,7 +135,7 @@ class ShardWriter:
             if n_written > n_samples:
                 break
             for name, dataset in datasets.items():
-                dataset[n_written - 1] = self._fitting(name, sample)
+                dataset[... if self.flat else n_written - 1] = self._fitting(name, sample)
         if n_written != n_samples:
             got = "more" if n_written > n_samples else n_written
             raise DataFileError(

@@ -114,9 +114,23 @@ def open_source(path: Path, schema: Schema, dataset: str | None = None) -> Sourc
     Raises:
         TruncatedFileError, SchemaMismatchError, DataFileError: what is wrong with which file.
     """
+    file = open_hdf5(path)
+    try:
+        return Source(path, file, schema, dataset)
+    except BaseException:
+        file.close()
+        raise
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """The file, for reading, without locks.
+
+    Raises:
+        TruncatedFileError: it ends too early. DataFileError: it is missing, or no HDF5 file.
+    """
     try:
         # Many file systems of clusters have no locks, and nobody writes to a finished file.
-        file = h5py.File(path, "r", locking=False)
+        return h5py.File(path, "r", locking=False)
     except FileNotFoundError as error:
         raise DataFileError(
             f"no data file {path}. Expected one, as its manifest lists it; next, copy it again or "
@@ -128,11 +142,6 @@ def open_source(path: Path, schema: Schema, dataset: str | None = None) -> Sourc
         raise DataFileError(
             f"{path} cannot be opened. Expected an HDF5 file, got: {error}. Next, copy it again."
         ) from error
-    try:
-        return Source(path, file, schema, dataset)
-    except BaseException:
-        file.close()
-        raise
 
 
 def truncated(path: Path, got: str) -> TruncatedFileError:

@@ -9,16 +9,17 @@ number of channels, transitions up fed with the new features of a block only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from zoo.net.frequency_to_space import FrequencyToSpace
+from zoo.net.plane import initialize_he, require_plane
+from zoo.net.recompute import recomputed
 
 
 class DenseLayer(nn.Sequential):
@@ -49,21 +50,19 @@ class DenseBlock(nn.Module):
         n_layers: int,
         *,
         growth: int,
-        kernel_px: int,
-        norm: bool,
-        dropout: float,
+        make_layer: Callable[[int, int], nn.Module],
         checkpointing: bool,
     ) -> None:
+        """`make_layer(in_channels, out_channels)` gives a layer that keeps h and w."""
         super().__init__()
         self.checkpointing = checkpointing
         self.layers = nn.ModuleList(
-            DenseLayer(in_channels + index * growth, growth, kernel_px, norm, dropout)
-            for index in range(n_layers)
+            make_layer(in_channels + index * growth, growth) for index in range(n_layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._features, x, use_reentrant=False)
+        if self.checkpointing:
+            return recomputed(self, self._features, x)
         return self._features(x)
 
     def _features(self, x: Tensor) -> Tensor:
@@ -106,7 +105,7 @@ class DownStage(nn.Module):
 class UpStage(nn.Module):
     """New features of the stage below and a skip connection -> the block's input, its features."""
 
-    def __init__(self, transition: Up, block: DenseBlock) -> None:
+    def __init__(self, transition: nn.Module, block: DenseBlock) -> None:
         super().__init__()
         self.transition, self.block = transition, block
 
@@ -179,9 +178,7 @@ class FCDenseNet(nn.Module):
         make_block = partial(
             DenseBlock,
             growth=growth,
-            kernel_px=kernel_px,
-            norm=norm_blocks,
-            dropout=dropout,
+            make_layer=partial(DenseLayer, kernel_px=kernel_px, norm=norm_blocks, dropout=dropout),
             checkpointing=activation_checkpointing,
         )
 
@@ -205,11 +202,13 @@ class FCDenseNet(nn.Module):
             self.up.append(UpStage(Up(features, up_kernel_px), make_block(channels, n_layers)))
             features = n_layers * growth
         self.head = nn.Conv2d(channels + features, out_channels * upscale**2, 1, bias=False)
-        self.apply(_initialize)
+        self.apply(initialize_he)
         self.to(memory_format=self.memory_format)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check_plane(x)
+        require_plane(
+            x, self.in_channels, 2 ** len(self.down), "net.in_channels and the length of net.layers"
+        )
         x = self.stem(x.contiguous(memory_format=self.memory_format))
         if self.column_bias is not None:
             x = x + self.column_bias
@@ -221,15 +220,6 @@ class FCDenseNet(nn.Module):
         for stage in self.up:
             x, features = stage(features, skips.pop())
         return F.pixel_shuffle(self.head(torch.cat([x, features], dim=1)), self.upscale)
-
-    def _check_plane(self, x: Tensor) -> None:
-        divisor = 2 ** len(self.down)
-        if x.shape[1] != self.in_channels or x.shape[2] % divisor or x.shape[3] % divisor:
-            raise ValueError(
-                f"expected [N, {self.in_channels}, h, w] with h and w multiples of {divisor} "
-                f"(pooled {len(self.down)} times), got {list(x.shape)}; pad the plane, or set "
-                "net.in_channels and the length of net.layers"
-            )
 
 
 def _check(
@@ -257,15 +247,3 @@ def _check(
             f"bridge and column_bias need plane_px, a multiple of {2 ** (len(layers) // 2)}; got "
             f"{plane_px}; set net.plane_px to the side of the images"
         )
-
-
-def _initialize(module: nn.Module) -> None:
-    """He et al. 2015, arXiv 1502.01852, equation 10: by the inputs of each layer."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    if isinstance(module, nn.ConvTranspose2d):
-        # Each output pixel sees about kernel^2 / stride^2 of the kernel: at least one of its taps.
-        taps = max(1.0, module.kernel_size[0] ** 2 / 4)
-        nn.init.normal_(module.weight, std=(1.0 / (module.in_channels * taps)) ** 0.5)

@@ -1,0 +1,89 @@
+"""What gradients of the step before do to training: zoo tasks with gradient_lag 0 and 1.
+
+    python -m benchmarks.lag_convergence [--steps 200] [--seeds 0 1] [--output lag.json]
+
+Each run is `python -m zoo.train` on two ranks, the same but for the lag. What counts is the test
+metric after the same number of steps; nothing is timed, so the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.environment import describe_environment, write_json
+
+EXPERIMENTS = ("super_resolution", "cbed_tiny")
+LAGS = (0, 1)
+
+
+def run(experiment: str, lag: int, seed: int, n_steps: int, folder: Path) -> dict[str, float]:
+    """The test metrics of one training, by name."""
+    run_dir = folder / f"{experiment}_lag{lag}_seed{seed}"
+    command = [sys.executable, "-m", "zoo.train", f"experiment={experiment}"]
+    command += [f"seed={seed}", f"trainer.max_steps={n_steps}", f"strategy.gradient_lag={lag}"]
+    # All runs by DDP's groups: no time goes into trials of plans.
+    command += ["strategy.planner=ddp", f"hydra.run.dir={run_dir}"]
+    with Path(f"{run_dir}.log").open("w") as log:
+        result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(command)} failed, see {run_dir}.log")
+    return test_metrics(run_dir / "csv" / "metrics.csv")
+
+
+def test_metrics(path: Path) -> dict[str, float]:
+    """The columns ``test/...`` of the last row that has any."""
+    with path.open() as file:
+        rows = [
+            {name: float(text) for name, text in row.items() if name.startswith("test/") and text}
+            for row in csv.DictReader(file)
+        ]
+    return next(row for row in reversed(rows) if row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--experiments", nargs="+", default=list(EXPERIMENTS))
+    parser.add_argument("--output", type=Path, help="write the JSON here (printed either way)")
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for experiment in args.experiments:
+            by_lag = results[experiment] = {str(lag): [] for lag in LAGS}
+            for seed in args.seeds:
+                for lag in LAGS:
+                    metrics = run(experiment, lag, seed, args.steps, Path(folder))
+                    by_lag[str(lag)].append({"seed": seed, **metrics})
+                    values = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+                    print(f"{experiment}, seed {seed}, lag {lag}: {values}", flush=True)
+    print(summary(results))
+    if args.output:
+        environment = describe_environment()
+        write_json(args.output, {"environment": environment, "steps": args.steps, **results})
+        print(f"written to {args.output}")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Means over the seeds, a line a metric."""
+    lines = []
+    for experiment, by_lag in results.items():
+        for name in by_lag["0"][0]:
+            if name != "seed":
+                without, with_lag = (mean(r[name] for r in by_lag[str(lag)]) for lag in LAGS)
+                lines.append(f"{experiment:<18} {name:<24} {without:10.5g} {with_lag:10.5g}")
+    head = f"{'':<18} {'':<24} {'lag 0':>10} {'lag 1':>10}"
+    return "\n".join([head, *lines])
+
+
+if __name__ == "__main__":
+    main()
