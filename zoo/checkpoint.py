@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from zoo.callback.store_config import CONFIG_KEY
-from zoo.errors import CheckpointError
+from zoo.errors import CheckpointError, UserError
 
 _SHOWN_MISMATCHES = 3
 
@@ -90,6 +91,29 @@ def config_of(checkpoint: dict[str, Any], path: Path) -> DictConfig:
     config = OmegaConf.create(checkpoint[CONFIG_KEY])
     assert isinstance(config, DictConfig)
     return config
+
+
+def given_checkpoint(config: DictConfig) -> Path:
+    """The path in `config.checkpoint`; UserError where there is none."""
+    if config.checkpoint is None:
+        raise UserError(
+            "no checkpoint given. Expected checkpoint=PATH; next, list those there are with "
+            "`ls outputs/*/*/checkpoints/`."
+        )
+    return Path(config.checkpoint)
+
+
+def restored_model(checkpoint: dict[str, Any], trained: DictConfig, path: Path) -> Any:
+    """The LightningModule of a stored configuration, with the weights of the checkpoint.
+
+    Raises:
+        CheckpointError: the weights are another network's.
+    """
+    model = instantiate(trained.model)
+    require_fit(checkpoint, model, path)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.on_load_checkpoint(checkpoint)
+    return model
 
 
 def require_fit(checkpoint: dict[str, Any], model: nn.Module, path: Path) -> None:

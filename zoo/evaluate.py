@@ -8,8 +8,8 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from zoo.checkpoint import config_of, read_checkpoint, require_fit
-from zoo.errors import UserError, user_errors
+from zoo.checkpoint import config_of, given_checkpoint, read_checkpoint, restored_model
+from zoo.errors import user_errors
 from zoo.runtime import CONFIG_DIR, build_trainer, limit_threads, print_closing
 
 
@@ -25,29 +25,20 @@ def evaluate(config: DictConfig) -> None:
     Raises:
         UserError: no checkpoint is given, or it or the data are no good.
     """
-    path = _checkpoint_path(config)
+    path = given_checkpoint(config)
     checkpoint = read_checkpoint(path)
     trained = config_of(checkpoint, path)
     if config.data_path is not None:
         trained.data.path = config.data_path
     limit_threads(config.threads_per_rank)
-    model, datamodule = instantiate(trained.model), instantiate(trained.data)
-    require_fit(checkpoint, model, path)
-    model.load_state_dict(checkpoint["state_dict"])
+    model, datamodule = restored_model(checkpoint, trained, path), instantiate(trained.data)
+    # What the data module keeps for its model, such as the scaling of channels.
+    datamodule.load_state_dict(checkpoint.get(type(datamodule).__qualname__, {}))
     build_trainer(config, [], False).test(model, datamodule, verbose=False)
     pictures = datamodule.test_dataloader().dataset
     run_dir = Path(config.run_dir)
     paths = instantiate(trained.report).write(model, pictures, run_dir, path)
     print_closing({"checkpoint": path, **paths}, {})
-
-
-def _checkpoint_path(config: DictConfig) -> Path:
-    if config.checkpoint is None:
-        raise UserError(
-            "no checkpoint given. Expected checkpoint=PATH; next, list those there are with "
-            "`ls outputs/*/*/checkpoints/`."
-        )
-    return Path(config.checkpoint)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from zoo.claim import compressed_sensing, deconvolution, unknown_operator
+from zoo.claim import (
+    compressed_sensing,
+    deconvolution,
+    heat,
+    navier_stokes,
+    unknown_blur,
+    unknown_operator,
+)
 from zoo.claim.claim import Claim, Measured
 from zoo.claim.page import write_page
 from zoo.errors import UserError, user_errors
@@ -22,8 +29,11 @@ from zoo.files import write_json, written_whole
 
 CLAIMS: tuple[Claim, ...] = (
     deconvolution.CLAIM,
+    heat.CLAIM,
+    navier_stokes.CLAIM,
     compressed_sensing.CLAIM,
     unknown_operator.CLAIM,
+    unknown_blur.CLAIM,
 )
 _ROOT = Path(__file__).resolve().parent.parent
 _EPILOG = """examples:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.climate_batch import ClimateBatch
+from zoo.data.climate_channels import CHANNELS, CLASS_FREQUENCIES
 
 
 class Maps(Dataset):
@@ -44,3 +45,18 @@ class MapsData(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(Maps(5, 2), 2)
+
+
+class OneSnapshot(MapsData):
+    """A snapshot of noise in DeepCAM's size."""
+
+    channels = CHANNELS
+    latitude_deg = np.linspace(-90.0, 90.0, 768)
+    class_frequencies = CLASS_FREQUENCIES
+
+    def train_dataloader(self) -> DataLoader:
+        generator = torch.Generator().manual_seed(0)
+        fields = torch.randn(1, 16, 768, 1152, generator=generator)
+        labels = torch.randint(0, 3, (1, 768, 1152), generator=generator)
+        batch = ClimateBatch(torch.zeros(1, dtype=torch.int64), fields, labels)
+        return DataLoader([batch], batch_size=None)

@@ -7,7 +7,7 @@ import torch
 
 from zoo.errors import PhysicsError
 from zoo.model.tikhonov import Tikhonov, batched_jacobian
-from zoo.physics.heat import SOURCE, Heat, conduction_matrix
+from zoo.physics.heat import SOURCE, Heat, conduction_matrix, solve_conduction
 
 
 def test_matrix_is_symmetric_and_positive() -> None:
@@ -16,11 +16,22 @@ def test_matrix_is_symmetric_and_positive() -> None:
     assert torch.linalg.eigvalsh(matrix).min() > 0
 
 
+def test_elimination_by_rows_solves_the_dense_equations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    k = torch.rand(3, 6, 6, dtype=torch.float64, generator=generator) + 0.2
+    source = torch.rand(3, 6, 6, dtype=torch.float64, generator=generator)
+    expected = torch.linalg.solve(conduction_matrix(k), source.flatten(1))
+    torch.testing.assert_close(solve_conduction(k, source).flatten(1), expected)
+    assert torch.autograd.gradcheck(
+        solve_conduction, (k[:1, :3, :3].requires_grad_(), source[:1, :3, :3])
+    )
+
+
 def test_heat_leaves_through_the_walls() -> None:
     """What the source puts in, the three cold walls take: conservation, exact on any grid."""
     operator = Heat(8, n_modes=4, n_sensors=3)
     z = torch.randn(2, 4, dtype=torch.float64)
-    k, w = operator.field(z).exp(), operator.temperature(z)
+    k, w = operator.field(z).exp(), operator.state(z)
     out = 2.0 * (k * w)[:, :, -1].sum(1) + 2.0 * (k * w)[:, 0].sum(1) + 2.0 * (k * w)[:, -1].sum(1)
     torch.testing.assert_close(out, torch.full_like(out, SOURCE))
 
@@ -28,7 +39,7 @@ def test_heat_leaves_through_the_walls() -> None:
 def test_uniform_conductivity_has_the_series_solution() -> None:
     """By symmetry the problem is half of a 2 x 1 rectangle with all walls cold."""
     operator = Heat(32, n_modes=1, n_sensors=1)
-    w = operator.temperature(torch.zeros(1, 1, dtype=torch.float64))[0]
+    w = operator.state(torch.zeros(1, 1, dtype=torch.float64))[0]
     x = y = (torch.arange(32, dtype=torch.float64) + 0.5) / 32
     odd = torch.arange(1, 60, 2, dtype=torch.float64)
     i, j = odd[:, None], odd[None, :]

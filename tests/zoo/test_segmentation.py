@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,16 +13,19 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from tests.ranks import run_ranks
-from tests.zoo.climate_data import MapsData
+from tests.zoo.climate_data import MapsData, OneSnapshot
 from tests.zoo.presets import build
+from zoo import evaluate
 from zoo.checkpoint import read_checkpoint
 from zoo.errors import CheckpointError, UserError
 from zoo.loss.lovasz import Lovasz
 from zoo.loss.weighted_cross_entropy import WeightedCrossEntropy
 from zoo.model.segmentation import Segmentation, area_weights
-from zoo.runtime import quiet_answered_warnings
+from zoo.runtime import CONFIG_DIR, quiet_answered_warnings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -127,3 +134,50 @@ def test_two_ranks_score_as_one(tmp_path: Path) -> None:
     one = _tested(0, tmp_path)
     for scores in run_ranks(2, partial(_tested, folder=tmp_path, devices=2, strategy="ddp")):
         assert scores == pytest.approx(one, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_climate_tiny_learns_and_is_evaluated(tmp_path: Path, program: Callable[..., Path]) -> None:
+    """Two ranks, a quarter of the experiment's steps and snapshots; one rank scores again."""
+    run_dir, data = tmp_path / "run", tmp_path / "data"
+    options = ("data.n_samples=120", "trainer.max_steps=80", f"data.path={data}")
+    quiet = ("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false")
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "zoo.train", "experiment=climate_tiny", *options, *quiet),
+            f"hydra.run.dir={run_dir}",
+        ],
+        cwd=CONFIG_DIR.parent,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((run_dir / "results.json").read_text())
+    methods = results["methods"]
+    for name in ("iou_tropical_cyclone", "iou_atmospheric_river"):
+        others = [scores[name] for method, scores in methods.items() if method != "network"]
+        assert methods["network"][name] > max(others) + 0.05
+    assert (run_dir / "comparison.png").stat().st_size > 50_000
+
+    scored = program(evaluate.main, "scored", f"checkpoint={results['checkpoint']}")
+    again = json.loads((scored / "results.json").read_text())["methods"]["network"]
+    assert again == pytest.approx(methods["network"], abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "optimizer"), [("deepcam", "lamb"), ("tiramisu", "larc_adam")])
+def test_a_step_at_full_size(name: str, optimizer: str, tmp_path: Path) -> None:
+    """768 x 1152 pixels, bf16, recomputed activations."""
+    model = Segmentation(
+        build(name, activation_checkpointing=True),
+        instantiate(OmegaConf.load(CONFIG_DIR / "optimizer" / f"{optimizer}.yaml")),
+        WeightedCrossEntropy(exponent=0.125, normalize=False, reduction="mean"),
+    )
+    before = [p.detach().clone() for p in model.net.parameters()]
+    options = {"max_steps": 1, "limit_val_batches": 0, "precision": "bf16-mixed"}
+    _trainer(tmp_path, -1, gradient_clip_val=1.0, **options).fit(model, OneSnapshot())
+    after = list(model.net.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True))

@@ -73,7 +73,7 @@ class ClimateDataModule(HDF5DataModule):
         statistics: `deepcam` (the table that comes with the zoo), `train` (of the training split,
             from at most 128 snapshots) or a statistics file.
         class_frequencies: shares of pixels by class; of the training split by default.
-        split: fractions for train, val and test; or patterns of files by split, such as
+        split: fractions for train, val and test, 0.8, 0.1, 0.1 by default; or patterns of files, as
             {train: "train/*", val: "validation/*"}.
         split_by: `time_blocks` or `random`.
         split_block: snapshots a block; a sequence of the generator, else a month of 3-hourly ones
@@ -97,7 +97,7 @@ class ClimateDataModule(HDF5DataModule):
         normalization_of: Mapping[str, str] | None = None,
         statistics: str = "deepcam",
         class_frequencies: Sequence[float] | None = None,
-        split: Sequence[float] | Mapping[str, str] = (0.8, 0.1, 0.1),
+        split: Sequence[float] | Mapping[str, str] | None = None,
         split_by: SplitBy = "time_blocks",
         split_block: int | None = None,
         n_samples: int | None = None,
@@ -113,6 +113,7 @@ class ClimateDataModule(HDF5DataModule):
                 "it."
             )
         shape = climate_size("full" if size is None else size).shape
+        split = (0.8, 0.1, 0.1) if split is None else split
         by_pattern = isinstance(split, Mapping)
         super().__init__(
             path,
@@ -181,8 +182,12 @@ class ClimateDataModule(HDF5DataModule):
         """The scaling and the classes' shares: into every checkpoint."""
         if self.normalization is None:
             return {}
-        frequencies = self.class_frequencies
-        return {"normalization": self.normalization.state(), "class_frequencies": frequencies}
+        return {
+            "normalization": self.normalization.state(),
+            "class_frequencies": self.class_frequencies,
+            "class_names": self.class_names,
+            "grid_shape": list(self.schema["fields"].shape[:2]),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the scaling of a checkpoint in the place of one's own.

@@ -85,9 +85,10 @@ def fine_noise(rng: np.random.Generator, shape: tuple[int, int], slope: float = 
     height, width = shape
     meridional = np.fft.fftfreq(height, 1.0 / height)[:, None].astype(np.float32)
     zonal = np.fft.rfftfreq(width, 1.0 / width)[None].astype(np.float32)
+    is_new = (np.abs(meridional) > COARSE[0] / 2) | (zonal > COARSE[1] / 2)
     squared = np.square(meridional / COARSE[0]) + np.square(zonal / COARSE[1])
     with np.errstate(divide="ignore"):
-        amplitude = np.where(squared > 0.25, squared ** np.float32(-slope / 2.0), 0.0)
+        amplitude = np.where(is_new, squared ** np.float32(-slope / 2.0), 0.0)
     if not amplitude.any():
         return np.zeros(shape, dtype=np.float32)
     white = rng.standard_normal(shape, dtype=np.float32)

@@ -59,16 +59,23 @@ class LinearProblem:
 
     def naive(self, parameters: Tensor, data: Tensor) -> Affine:
         """nDNN: W = U_c Y_c^+, b = mean(u) - W mean(y)."""
-        u_mean, _, y_mean, regression, _ = _moments(parameters, data)
-        return Affine(regression, u_mean - regression @ y_mean)
+        return regression(data, parameters)
 
-    def model_constrained(self, parameters: Tensor, data: Tensor, weight: float) -> Affine:
-        """mcDNN: H W = Gamma^-1 U_c Y_c^+ + weight G^T Lambda^-1 P, H of Tikhonov's equations."""
-        u_mean, _, y_mean, regression, projection = _moments(parameters, data)
+    def model_constrained(
+        self, parameters: Tensor, data: Tensor, weight: float, inputs: Tensor | None = None
+    ) -> Affine:
+        """mcDNN: H W = Gamma^-1 U_c Y_c^+ + weight G^T Lambda^-1 P, H of Tikhonov's equations.
+
+        Args:
+            inputs: what the net sees in place of the data [N, m]; P is then Y_c X_c^+.
+        """
+        inputs = data if inputs is None else inputs
+        u_mean, _, x_mean, regressed, _ = _moments(parameters, inputs)
+        y_mean, _, _, projection, _ = _moments(data, inputs)
         return self._solve(
-            self.parameter_precision @ regression + weight * self._back_projection @ projection,
+            self.parameter_precision @ regressed + weight * self._back_projection @ projection,
             self.parameter_precision @ u_mean + weight * self._back_projection @ y_mean,
-            y_mean,
+            x_mean,
             weight,
         )
 
@@ -107,6 +114,12 @@ class LinearProblem:
         hessian = self._hessian(weight)
         matrix = torch.linalg.solve(hessian, linear)
         return Affine(matrix, torch.linalg.solve(hessian, constant) - matrix @ y_mean)
+
+
+def regression(inputs: Tensor, targets: Tensor) -> Affine:
+    """The affine map of least squares from inputs [N, m] to targets [N, n], of least norm."""
+    target_mean, _, input_mean, matrix, _ = _moments(targets, inputs)
+    return Affine(matrix, target_mean - matrix @ input_mean)
 
 
 def _precision(covariance: Tensor | None, n: int, like: Tensor, name: str) -> Tensor:

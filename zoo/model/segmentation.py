@@ -20,7 +20,6 @@ from zoo.metric.sample_scores import SampleScores
 from zoo.net.flop import forward_flop
 
 DATA_KEY = "climate_data"
-_OF_DATA = ("channels", "class_names", "latitude_deg", "class_frequencies")
 
 
 class Segmentation(L.LightningModule):
@@ -136,13 +135,14 @@ class Segmentation(L.LightningModule):
         return self.loss(logits, labels, weights)
 
     def _take_data(self, datamodule: L.LightningDataModule) -> None:
-        data = {name: getattr(datamodule, name) for name in _OF_DATA}
+        frequencies = datamodule.class_frequencies
         # Plain lists: checkpoints are read with weights_only.
         self.data = {
-            name: value if value is None or isinstance(value[0], str) else _floats(value)
-            for name, value in data.items()
+            "channels": list(datamodule.channels),
+            "class_names": list(datamodule.class_names),
+            "latitude_deg": _floats(datamodule.latitude_deg),
+            "class_frequencies": None if frequencies is None else _floats(frequencies),
         }
-        self.data |= {name: list(self.data[name]) for name in ("channels", "class_names")}
         for what, n_data, option, n_net in (
             ("channels", len(self.data["channels"]), "in_channels", self.net.in_channels),
             ("classes", len(self.data["class_names"]), "out_channels", self.net.out_channels),
@@ -166,7 +166,7 @@ class Segmentation(L.LightningModule):
             term.take_class_frequencies(frequencies)
 
     def _begin_scoring(self, samples: Any) -> None:
-        # A row a sample: the cells of its confusion matrix, and its loss.
+        # A row a sample: the cells of its confusion matrix (float32 counts to 2 ** 24), its loss.
         n_cells = len(self.data["class_names"]) ** 2
         self._sample_scores = SampleScores(len(samples), n_cells + 1).to(self.device)
 

@@ -7,6 +7,7 @@ doi 10.1137/22M1526708): -div(e^u grad w) = 20 on the unit square.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +44,14 @@ class Heat(nn.Module):
 
     u = basis z is the logarithm of the conductivity in the cells of a side x side grid;
     -div(e^u grad w) = 20 by finite volumes, harmonic means on the faces; w = 0 on the right, upper
-    and lower side, no flux through the left one. Solved densely and batched, and differentiated
-    through the solution: the matrix has side^4 entries a sample.
+    and lower side, no flux through the left one. Solved by `solve_conduction`, batched, and
+    differentiated through the solution.
 
     Args:
         side: cells a side. n_modes: of the prior. n_sensors: cells seen.
-        sensor_seed: draws them; the same on every rank.
+        length: of correlation, of the logarithm of the conductivity. deviation: its standard
+            deviation, nearly: modes beyond `n_modes` are left out.
+        sensor_seed: draws the sensors; the same on every rank.
 
     Raises:
         PhysicsError: more sensors or modes than cells, or none.
@@ -62,6 +65,7 @@ class Heat(nn.Module):
         n_modes: int = 15,
         n_sensors: int = 10,
         length: float = 0.3,
+        deviation: float = 1.0,
         sensor_seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,50 +77,88 @@ class Heat(nn.Module):
         self.side = side
         self.domain, self.codomain = Space((n_modes,)), Space((n_sensors,))
         self.sensors: Sequence[int] = random_sensors(side, n_sensors, sensor_seed)
-        basis = karhunen_loeve_basis(side, n_modes, length)
+        basis = deviation * karhunen_loeve_basis(side, n_modes, length)
         self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
         self.domain.require("z", z)
-        return self.temperature(z).flatten(1)[:, self.sensors]
+        return self.observed(self.state(z))
+
+    def observed(self, state: Tensor) -> Tensor:
+        """w [N, side, side] at the sensors, [N, n_sensors]."""
+        return state.flatten(1)[:, self.sensors]
 
     def field(self, z: Tensor) -> Tensor:
         """u, the logarithm of the conductivity, [N, side, side]."""
         return (z @ self.basis.to(z.dtype).T).unflatten(1, (self.side, self.side))
 
-    def temperature(self, z: Tensor) -> Tensor:
+    def state(self, z: Tensor) -> Tensor:
         """w, [N, side, side]."""
         conductivity = self.field(z).exp()
-        matrix = conduction_matrix(conductivity)
-        source = torch.full_like(conductivity.flatten(1), SOURCE / self.side**2)
-        return torch.linalg.solve(matrix, source).unflatten(1, (self.side, self.side))
+        source = torch.full_like(conductivity, SOURCE / self.side**2)
+        return solve_conduction(conductivity, source)
+
+
+class _Conductances(NamedTuple):
+    """Of each cell, [N, side, side]: to the right and lower neighbour, and the sum of all."""
+
+    right: Tensor
+    below: Tensor
+    total: Tensor
+
+
+def _conductances(conductivity: Tensor) -> _Conductances:
+    k = conductivity
+    zero = torch.zeros_like(k)
+    # Zero in the last column and row.
+    right = torch.cat([_harmonic(k[:, :, :-1], k[:, :, 1:]), zero[:, :, :1]], 2)
+    below = torch.cat([_harmonic(k[:, :-1], k[:, 1:]), zero[:, :1]], 1)
+    # Half a cell lies between a midpoint and the wall: twice the conductance.
+    edges = torch.zeros(k.shape[1:], dtype=k.dtype, device=k.device)
+    edges[:, -1] += 2.0
+    edges[0] += 2.0
+    edges[-1] += 2.0
+    left = torch.cat([zero[:, :, :1], right[:, :, :-1]], 2)
+    above = torch.cat([zero[:, :1], below[:, :-1]], 1)
+    return _Conductances(right, below, right + below + left + above + edges * k)
 
 
 def conduction_matrix(conductivity: Tensor) -> Tensor:
     """[N, side, side] -> the matrix of fluxes out of each cell, [N, side^2, side^2]."""
     side = conductivity.shape[1]
-    k = conductivity
-    across, down = _harmonic(k[:, :, :-1], k[:, :, 1:]), _harmonic(k[:, :-1], k[:, 1:])
-    zero = torch.zeros_like(k)
-    # Fluxes into the right and the lower neighbour, zero in the last column and row.
-    right = torch.cat([across, zero[:, :, :1]], 2).flatten(1)
-    below = torch.cat([down, zero[:, :1]], 1).flatten(1)
-    # Half a cell lies between a midpoint and the wall: twice the conductance.
-    edges = torch.zeros(side, side, dtype=k.dtype, device=k.device)
-    edges[:, -1] += 2.0
-    edges[0] += 2.0
-    edges[-1] += 2.0
-    to_wall = (edges * k).flatten(1)
-    left, above = _shifted(right, 1), _shifted(below, side)
-    matrix = torch.diag_embed(right + below + left + above + to_wall)
+    right, below, total = (part.flatten(1) for part in _conductances(conductivity))
+    matrix = torch.diag_embed(total)
     matrix = matrix - torch.diag_embed(right[:, :-1], 1) - torch.diag_embed(right[:, :-1], -1)
     below = below[:, :-side]
     return matrix - torch.diag_embed(below, side) - torch.diag_embed(below, -side)
 
 
+def solve_conduction(conductivity: Tensor, source: Tensor) -> Tensor:
+    """w [N, side, side] with `conduction_matrix(conductivity)` w = source [N, side, side].
+
+    Elimination row by row of the grid: blocks of side x side in place of a dense matrix of side^2
+    rows, a side-th of its memory.
+    """
+    right, below, total = _conductances(conductivity)
+    band = torch.diag_embed(right[..., :-1], 1)
+    rows = torch.diag_embed(total) - band - band.transpose(2, 3)
+    # What is left of row i above: w_i = start_i + carry_i w_(i+1).
+    starts, carries = [], []
+    block, eliminated = rows[:, 0], source[:, 0]
+    for i in range(conductivity.shape[1]):
+        if i > 0:
+            back = below[:, i - 1]
+            block = rows[:, i] - back[:, :, None] * carries[-1]
+            eliminated = source[:, i] + back * starts[-1]
+        right_sides = torch.cat([eliminated[:, :, None], torch.diag_embed(below[:, i])], 2)
+        solved = torch.linalg.solve(block, right_sides)
+        starts.append(solved[:, :, 0])
+        carries.append(solved[:, :, 1:])
+    w = [starts[-1]]
+    for start, carry in zip(reversed(starts[:-1]), reversed(carries[:-1]), strict=True):
+        w.append(start + (carry @ w[-1][:, :, None])[:, :, 0])
+    return torch.stack(w[::-1], 1)
+
+
 def _harmonic(a: Tensor, b: Tensor) -> Tensor:
     return 2.0 * a * b / (a + b)
-
-
-def _shifted(values: Tensor, places: int) -> Tensor:
-    return torch.cat([torch.zeros_like(values[:, :places]), values[:, :-places]], 1)

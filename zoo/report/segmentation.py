@@ -106,7 +106,8 @@ class SegmentationReport:
             truth=sample.labels,
             prediction=prediction,
             latitude_deg=model.data["latitude_deg"],
-            scores=", ".join(f"{name} {_shown(float(v))}" for name, v in _classes(scores)),
+            scores="IoU "
+            + ", ".join(f"{_short(name)} {_shown(float(v))}" for name, v in _classes(scores)),
         )
 
 
@@ -182,6 +183,11 @@ def _classes(scores: dict[str, Any]) -> list[tuple[str, Any]]:
         for name, value in scores.items()
         if name not in left_out
     ]
+
+
+def _short(name: str) -> str:
+    """Initials: TC of a tropical cyclone."""
+    return "".join(word[0].upper() for word in name.split())
 
 
 def _json_number(value: float) -> float | None:

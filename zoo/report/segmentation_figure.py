@@ -29,17 +29,19 @@ class MapRow(NamedTuple):
 
     Attributes:
         fields: name -> [H, W], in physical units.
-        truth, prediction: [H, W] classes.
+        truth, prediction: [H, W] classes; the truth may be unknown.
         latitude_deg: [H], of the rows.
         scores: shown over the prediction.
+        longitude_deg: the map's western and eastern edge.
     """
 
     name: str
     fields: dict[str, Tensor]
-    truth: Tensor
+    truth: Tensor | None
     prediction: Tensor
     latitude_deg: Sequence[float]
     scores: str
+    longitude_deg: tuple[float, float] = (0.0, 360.0)
 
 
 def save_comparison(path: Path, rows: list[MapRow], class_names: list[str], title: str) -> None:
@@ -69,9 +71,11 @@ def _draw_row(figure: Figure, row: MapRow, axes: Any) -> None:
         figure.colorbar(shown, ax=axis, fraction=0.03, pad=0.02, label=_UNITS.get(name, ""))
         axis.set_title(name, fontsize=10)
     background = next(iter(row.fields.values()))
-    for axis, mask, heading in zip(
-        axes[-2:], (row.truth, row.prediction), ("truth", f"network: {row.scores}"), strict=True
-    ):
+    headings = ("truth", f"network ({row.scores})")
+    for axis, mask, heading in zip(axes[-2:], (row.truth, row.prediction), headings, strict=True):
+        if mask is None:
+            axis.set_axis_off()
+            continue
         _draw(axis, row, background, cmap="gray", alpha=0.55)
         n_classes = len(_COLORS)
         _draw(axis, row, mask, cmap=ListedColormap(_COLORS), vmin=-0.5, vmax=n_classes - 0.5)
@@ -80,13 +84,14 @@ def _draw_row(figure: Figure, row: MapRow, axes: Any) -> None:
 
 def _draw(axis: Axes, row: MapRow, image: Tensor, **options: Any) -> Any:
     south, north = row.latitude_deg[0], row.latitude_deg[-1]
-    axis.set_xticks([0, 90, 180, 270, 360])
-    axis.set_yticks([-60, 0, 60])
+    if row.longitude_deg == (0.0, 360.0):
+        axis.set_xticks([0, 90, 180, 270, 360])
+        axis.set_yticks([-60, 0, 60])
     axis.tick_params(labelsize=7)
     # Nearest: the pixels that the method produced, not those of a viewer's interpolation.
     return axis.imshow(
         image.numpy(),
-        extent=(0.0, 360.0, south, north),
+        extent=(*row.longitude_deg, south, north),
         origin="lower",
         interpolation="nearest",
         aspect="auto",

@@ -1,0 +1,58 @@
+"""S4, heat conduction: TNet from one sample comes near Tikhonov, and so does its autoencoder."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from zoo.claim import inverse_pde
+from zoo.claim.claim import Advance, Claim, Measured
+from zoo.claim.inverse_pde import Setting
+from zoo.physics.heat import Heat
+
+# Inverse relative errors in per cent from 1 and from 100 samples, as the authors' page on TAEN
+# gives them.
+_PUBLISHED = {
+    "pop": ("100.18", "80.48"),
+    "mc_pop": ("107.99", "87.60"),
+    "opo": ("107.55", "50.18"),
+    "mc_opo": ("108.28", "46.32"),
+    "taen": ("45.23", "45.03"),
+    "tikhonov": ("44.99", ""),
+}
+
+
+def measure(small: bool, advance: Advance) -> Measured:
+    """All autoencoders at 1 and 100 samples."""
+    setting = Setting(
+        Heat(deviation=0.1),
+        kinds=("opo", "mc_opo", "taen") if small else ("pop", "mc_pop", "opo", "mc_opo", "taen"),
+        sizes=(1, 100),
+        n_seeds=1 if small else 2,
+        n_steps=3 if small else 7,
+        n_test=40 if small else 100,
+        samples_a_step=100,
+        randomization=0.02,
+        n_iterations=8,
+        hidden=(),
+    )
+    return inverse_pde.measure(setting, advance)
+
+
+CLAIM = Claim(
+    name="heat",
+    title="Heat conductivity: TNet and its autoencoder from 1 and from 100 samples",
+    source="Nguyen and Bui-Thanh, TNet, SIAM J. Sci. Comput., doi 10.1137/22M1526708; TAEN, "
+    "Comput. Methods Appl. Mech. Eng. 446, 2025",
+    published="TNet is near Tikhonov's accuracy from 5 training samples (abstract of TNet); the "
+    "errors in per cent of the authors' page on TAEN are in the table. Their prior and sensors "
+    "were not at hand: compare ratios to Tikhonov, not the errors.",
+    experiments=(
+        "python -m zoo.train experiment=heat",
+        "python -m zoo.train experiment=autoencoder",
+    ),
+    measure=measure,
+    checks=partial(inverse_pde.checks, tnet="taen", naive="opo", limit=1.05),
+    table=partial(inverse_pde.table, published=_PUBLISHED),
+    plot=partial(inverse_pde.plot, title="Heat conductivity, 16 x 16, 10 sensors"),
+    remarks="",
+)
