@@ -90,6 +90,12 @@ class Modes:
         if self._weights is not None:
             self._weights.flush()
 
+    def wait_for_all(self) -> None:
+        """As ``flush``, and for the gradients that the next backward gives out."""
+        self.flush()
+        if self._lag is not None:
+            self._lag.settle()
+
     @property
     def n_open(self) -> int:
         """Groups, or messages of weights, that the next forward waits for, on this rank, now."""

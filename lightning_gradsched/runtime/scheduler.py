@@ -299,7 +299,7 @@ class GradientScheduler:
         self._modes.shard(optimizer)
 
     def flush(self) -> None:
-        """Wait for every group that is under way, and make the updates that are due.
+        """Wait for all that is under way, and make the updates that are due.
 
         With ``overlap_forward``, who looks at a gradient or parameter does so unawares; call it
         before looking at an optimizer's state, and before native code reads parameters. Local.
@@ -307,7 +307,7 @@ class GradientScheduler:
         Raises:
             ReductionError: a group did not come within ``stall_timeout_s``.
         """
-        self._modes.flush()
+        self._modes.wait_for_all()
 
     @property
     def n_open(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.data.climate_channels import CHANNELS
 from zoo.data.climate_statistics import ChannelTable
 from zoo.errors import CheckpointError, UserError
 
@@ -89,15 +90,16 @@ def normalization(
 
     Args:
         method: of all channels but those in `methods`.
-        methods: by channel.
+        methods: by channel; those of CAM5's channels that are not among these are passed over.
 
     Raises:
         UserError: no such method or channel, or the table lacks what the method needs.
     """
     methods = dict(methods or {})
-    if unknown := [name for name in methods if name not in channels]:
+    known = dict.fromkeys((*channels, *CHANNELS))
+    if unknown := [name for name in methods if name not in known]:
         raise UserError(
-            f"data.normalization_of names {unknown}; expected channels out of {list(channels)}. "
+            f"data.normalization_of names {unknown}; expected channels out of {list(known)}. "
             "Next, correct it."
         )
     table.require(channels)
