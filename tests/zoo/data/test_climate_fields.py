@@ -34,7 +34,7 @@ def test_channels_have_the_moments_of_cam5(snapshots: np.ndarray, number: int) -
     assert abs(high - channel.p99) < 0.3 * spread
     # The tails of corrupt pixels (TS of 109 K) are not imitated.
     assert channel.minimum - 0.1 * channel.std <= values.min()
-    assert values.max() <= channel.maximum
+    assert values.max() <= channel.maximum + 0.1 * channel.std
 
 
 def test_classes_are_as_rare_as_in_deepcam(snapshots: np.ndarray) -> None:
