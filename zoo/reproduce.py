@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from zoo.claim import (
+    burgers,
     compressed_sensing,
     deconvolution,
     heat,
     navier_stokes,
+    photograph_patches,
     unknown_blur,
     unknown_operator,
 )
@@ -30,8 +32,10 @@ from zoo.files import write_json, written_whole
 CLAIMS: tuple[Claim, ...] = (
     deconvolution.CLAIM,
     heat.CLAIM,
+    burgers.CLAIM,
     navier_stokes.CLAIM,
     compressed_sensing.CLAIM,
+    photograph_patches.CLAIM,
     unknown_operator.CLAIM,
     unknown_blur.CLAIM,
 )

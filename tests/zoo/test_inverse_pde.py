@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zoo.claim import inverse_pde
+from zoo.claim.burgers import CLAIM as BURGERS
 from zoo.claim.heat import CLAIM as HEAT
 from zoo.claim.inverse_pde import Setting
 from zoo.claim.navier_stokes import CLAIM as NAVIER_STOKES
@@ -53,3 +54,16 @@ def test_runs_become_checks_a_table_and_a_picture(claim, kinds: tuple[str, ...])
 def test_numbers_are_those_of_the_seed() -> None:
     first, again = (inverse_pde.measure(_setting("taen"), lambda _: None) for _ in range(2))
     assert first == again
+
+
+def test_a_problem_without_published_numbers_has_a_table() -> None:
+    runs = [
+        {"kind": kind, "n_train": n, "seed": 0, "error": error}
+        for kind, error in (("naive", 0.9), ("model_constrained", 0.3), ("tnet", 0.22))
+        for n in (1, 100)
+    ]
+    measured = {"seeds": [0], "tikhonov": 0.2, "runs": runs}
+    tnet, naive = BURGERS.checks(measured)
+    assert (tnet.measured, tnet.holds) == ("1.1", True)
+    assert naive.holds
+    assert BURGERS.table(measured).rows[-1] == ["Tikhonov", "20.00", "", "20.00", ""]

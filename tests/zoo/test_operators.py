@@ -10,11 +10,15 @@ from torch import Tensor
 
 from zoo.errors import PhysicsError
 from zoo.physics.bicubic import BicubicDownsampling
+from zoo.physics.blur import Blur
+from zoo.physics.burgers import Burgers
 from zoo.physics.compressed_sensing import CompressedSensing
 from zoo.physics.deconvolution import Deconvolution
+from zoo.physics.dense import Dense
 from zoo.physics.electron import Microscope
 from zoo.physics.heat import Heat
 from zoo.physics.multislice import Multislice, ThinObject
+from zoo.physics.navier_stokes import NavierStokes
 from zoo.physics.operator import Operator, Space, adjoint, inner, jvp, norm, vjp
 from zoo.physics.ptychography import Diffraction, FarField
 from zoo.physics.smoothing import Smoothing
@@ -36,6 +40,10 @@ OPERATORS: dict[str, Callable[[], Operator]] = {
     "deconvolution": lambda: Deconvolution(32),
     "heat": lambda: Heat(6, n_modes=5, n_sensors=4),
     "smoothing": lambda: Smoothing(32),
+    "blur": lambda: Blur(8),
+    "burgers": lambda: Burgers(16, n_modes=4, n_sensors=5, n_steps=3),
+    "dense": lambda: Dense(BicubicDownsampling((1, 8, 8), scale=2), flat=True),
+    "navier_stokes": lambda: NavierStokes(8, n_modes=4, n_sensors=5, time=1.0, n_steps=2),
 }
 _DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import PhysicsError
 from zoo.physics.heat import random_sensors
+from zoo.physics.integrating_factor import runge_kutta_step
 from zoo.physics.operator import Space
 
 
@@ -107,18 +108,10 @@ class NavierStokes(nn.Module):
     def state(self, z: Tensor) -> Tensor:
         """omega at `time`, [N, side, side]."""
         spectrum = torch.fft.rfft2(self.field(z))
+        decay = self.half_decay.to(z.dtype)
         for _ in range(self.n_steps):
-            spectrum = self._advanced(spectrum)
+            spectrum = runge_kutta_step(spectrum, self._tendency, decay, self.step)
         return torch.fft.irfft2(spectrum, s=(self.side, self.side))
-
-    def _advanced(self, spectrum: Tensor) -> Tensor:
-        decay, half = self.half_decay.to(spectrum.real.dtype), 0.5 * self.step
-        first = self._tendency(spectrum)
-        second = self._tendency(decay * (spectrum + half * first))
-        third = self._tendency(decay * spectrum + half * second)
-        fourth = self._tendency(decay * (decay * spectrum + self.step * third))
-        ends = decay * (decay * (spectrum + self.step / 6.0 * first))
-        return ends + self.step / 6.0 * (2.0 * decay * (second + third) + fourth)
 
     def _tendency(self, spectrum: Tensor) -> Tensor:
         """-v . grad omega + forcing, in frequencies: the divergence of omega v."""
