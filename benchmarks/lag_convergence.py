@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the JSON here (printed either way)")
     args = parser.parse_args()
     results: dict[str, Any] = {}
+    head = {"environment": describe_environment(), "steps": args.steps}
     with tempfile.TemporaryDirectory() as folder:
         for experiment in args.experiments:
             by_variant = results[experiment] = {str(variant): [] for variant in VARIANTS}
@@ -84,10 +85,10 @@ def main() -> None:
                 by_variant[str(variant)].append({"seed": seed, **metrics})
                 values = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
                 print(f"{experiment}, seed {seed}, {variant}: {values}", flush=True)
+                if args.output:  # as it goes: what is done stays if the rest is stopped
+                    write_json(args.output, {**head, **results})
     print(summary(results))
     if args.output:
-        environment = describe_environment()
-        write_json(args.output, {"environment": environment, "steps": args.steps, **results})
         print(f"written to {args.output}")
 
 
