@@ -13,6 +13,7 @@ import csv
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -40,20 +41,27 @@ def run(
 ) -> dict[str, float]:
     """The test metrics of one training, by name."""
     run_dir = folder / f"{experiment}_lag{variant.lag}_rate{variant.rate}_seed{seed}"
-    command = [sys.executable, "-m", "zoo.train", f"experiment={experiment}"]
-    command += [
+    overrides = [
         f"seed={seed}",
         f"trainer.max_steps={n_steps}",
         f"strategy.gradient_lag={variant.lag}",
+        f"optimizer.lr={variant.rate * EXPERIMENTS[experiment]}",
+        # All runs by DDP's groups: no time goes into trials of plans.
+        "strategy.planner=ddp",
     ]
-    command += [f"optimizer.lr={variant.rate * EXPERIMENTS[experiment]}"]
-    # All runs by DDP's groups: no time goes into trials of plans.
-    command += ["strategy.planner=ddp", f"hydra.run.dir={run_dir}"]
+    train(experiment, overrides, run_dir)
+    return test_metrics(run_dir / "csv" / "metrics.csv")
+
+
+def train(experiment: str, overrides: Sequence[str], run_dir: Path) -> None:
+    """Run the experiment; what it prints goes beside ``run_dir``, to ``.log``."""
+    command = [sys.executable, "-m", "zoo.train", f"experiment={experiment}"]
+    command += [*overrides, f"hydra.run.dir={run_dir}"]
     with Path(f"{run_dir}.log").open("w") as log:
         result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if result.returncode:
-        raise SystemExit(f"{' '.join(command)} failed, see {run_dir}.log")
-    return test_metrics(run_dir / "csv" / "metrics.csv")
+        said = Path(f"{run_dir}.log").read_text()[-2000:]
+        raise SystemExit(f"{' '.join(command)} failed:\n{said}")
 
 
 def test_metrics(path: Path) -> dict[str, float]:
@@ -76,6 +84,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the JSON here (printed either way)")
     args = parser.parse_args()
     results: dict[str, Any] = {}
+    head = {"environment": describe_environment(), "steps": args.steps}
     with tempfile.TemporaryDirectory() as folder:
         for experiment in args.experiments:
             by_variant = results[experiment] = {str(variant): [] for variant in VARIANTS}
@@ -84,10 +93,10 @@ def main() -> None:
                 by_variant[str(variant)].append({"seed": seed, **metrics})
                 values = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
                 print(f"{experiment}, seed {seed}, {variant}: {values}", flush=True)
+                if args.output:  # as it goes: what is done stays if the rest is stopped
+                    write_json(args.output, {**head, **results})
     print(summary(results))
     if args.output:
-        environment = describe_environment()
-        write_json(args.output, {"environment": environment, "steps": args.steps, **results})
         print(f"written to {args.output}")
 
 

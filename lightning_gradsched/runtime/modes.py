@@ -83,6 +83,10 @@ class Modes:
             self._lag.backward_begins()
         self.flush()
 
+    def before_skipped_backward(self) -> None:
+        if self._lag is not None:
+            self._lag.skips_backward()
+
     def flush(self) -> None:
         """See ``GradientScheduler.flush``."""
         if self._launches.open_groups is not None:

@@ -203,6 +203,8 @@ class GradientScheduler:
         ``no_sync()`` it does nothing. The forward must have run, or ``with forward_pass(): pass``
         in its place where the module has buffers; not so for a batch of None out of ``join``.
         """
+        if self.reduces():
+            self._modes.before_skipped_backward()
         params = self._trainable.params.values()
         with self._join.skipping(params) if self._join is not None else nullcontext(False) as out:
             if out:
