@@ -2,8 +2,8 @@
 
     python -m benchmarks.lag_convergence [--steps 200] [--seeds 0 1] [--output lag.json]
 
-Each run is `python -m zoo.train` on two ranks, the same but for the lag. What counts is the test
-metric after the same number of steps; nothing is timed, so the machine may be busy.
+Each run is `python -m zoo.train` on two ranks, the same but for the lag and the learning rate.
+What counts is the test metric after the same number of steps; nothing is timed.
 """
 
 from __future__ import annotations
@@ -13,28 +13,55 @@ import csv
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.environment import describe_environment, write_json
 
-EXPERIMENTS = ("super_resolution", "cbed_tiny")
-LAGS = (0, 1)
+# The learning rates that they come with.
+EXPERIMENTS = {"super_resolution": 1e-3, "cbed_tiny": 2e-3}
 
 
-def run(experiment: str, lag: int, seed: int, n_steps: int, folder: Path) -> dict[str, float]:
+class Variant(NamedTuple):
+    lag: int
+    rate: float  # of the experiment's own
+
+    def __str__(self) -> str:
+        return f"lag {self.lag}, rate x {self.rate:g}"
+
+
+VARIANTS = tuple(Variant(lag, rate) for rate in (1.0, 0.5) for lag in (0, 1))
+
+
+def run(
+    experiment: str, variant: Variant, seed: int, n_steps: int, folder: Path
+) -> dict[str, float]:
     """The test metrics of one training, by name."""
-    run_dir = folder / f"{experiment}_lag{lag}_seed{seed}"
+    run_dir = folder / f"{experiment}_lag{variant.lag}_rate{variant.rate}_seed{seed}"
+    overrides = [
+        f"seed={seed}",
+        f"trainer.max_steps={n_steps}",
+        f"strategy.gradient_lag={variant.lag}",
+        f"optimizer.lr={variant.rate * EXPERIMENTS[experiment]}",
+        # All runs by DDP's groups: no time goes into trials of plans.
+        "strategy.planner=ddp",
+    ]
+    train(experiment, overrides, run_dir)
+    return test_metrics(run_dir / "csv" / "metrics.csv")
+
+
+def train(experiment: str, overrides: Sequence[str], run_dir: Path) -> None:
+    """Run the experiment; what it prints goes beside ``run_dir``, to ``.log``."""
     command = [sys.executable, "-m", "zoo.train", f"experiment={experiment}"]
-    command += [f"seed={seed}", f"trainer.max_steps={n_steps}", f"strategy.gradient_lag={lag}"]
-    # All runs by DDP's groups: no time goes into trials of plans.
-    command += ["strategy.planner=ddp", f"hydra.run.dir={run_dir}"]
+    command += [*overrides, f"hydra.run.dir={run_dir}"]
     with Path(f"{run_dir}.log").open("w") as log:
         result = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT)
     if result.returncode:
-        raise SystemExit(f"{' '.join(command)} failed, see {run_dir}.log")
-    return test_metrics(run_dir / "csv" / "metrics.csv")
+        said = Path(f"{run_dir}.log").read_text()[-2000:]
+        raise SystemExit(f"{' '.join(command)} failed:\n{said}")
 
 
 def test_metrics(path: Path) -> dict[str, float]:
@@ -53,36 +80,36 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--experiments", nargs="+", default=list(EXPERIMENTS))
+    parser.add_argument("--experiments", nargs="+", default=list(EXPERIMENTS), choices=EXPERIMENTS)
     parser.add_argument("--output", type=Path, help="write the JSON here (printed either way)")
     args = parser.parse_args()
     results: dict[str, Any] = {}
+    head = {"environment": describe_environment(), "steps": args.steps}
     with tempfile.TemporaryDirectory() as folder:
         for experiment in args.experiments:
-            by_lag = results[experiment] = {str(lag): [] for lag in LAGS}
-            for seed in args.seeds:
-                for lag in LAGS:
-                    metrics = run(experiment, lag, seed, args.steps, Path(folder))
-                    by_lag[str(lag)].append({"seed": seed, **metrics})
-                    values = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
-                    print(f"{experiment}, seed {seed}, lag {lag}: {values}", flush=True)
+            by_variant = results[experiment] = {str(variant): [] for variant in VARIANTS}
+            for seed, variant in product(args.seeds, VARIANTS):
+                metrics = run(experiment, variant, seed, args.steps, Path(folder))
+                by_variant[str(variant)].append({"seed": seed, **metrics})
+                values = ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+                print(f"{experiment}, seed {seed}, {variant}: {values}", flush=True)
+                if args.output:  # as it goes: what is done stays if the rest is stopped
+                    write_json(args.output, {**head, **results})
     print(summary(results))
     if args.output:
-        environment = describe_environment()
-        write_json(args.output, {"environment": environment, "steps": args.steps, **results})
         print(f"written to {args.output}")
 
 
 def summary(results: dict[str, Any]) -> str:
     """Means over the seeds, a line a metric."""
-    lines = []
-    for experiment, by_lag in results.items():
-        for name in by_lag["0"][0]:
+    lines = [f"{'':<18} {'':<24}" + "".join(f"{variant!s:>19}" for variant in VARIANTS)]
+    for experiment, by_variant in results.items():
+        for name in by_variant[str(VARIANTS[0])][0]:
             if name != "seed":
-                without, with_lag = (mean(r[name] for r in by_lag[str(lag)]) for lag in LAGS)
-                lines.append(f"{experiment:<18} {name:<24} {without:10.5g} {with_lag:10.5g}")
-    head = f"{'':<18} {'':<24} {'lag 0':>10} {'lag 1':>10}"
-    return "\n".join([head, *lines])
+                means = [mean(run[name] for run in runs) for runs in by_variant.values()]
+                values = "".join(f"{value:19.5g}" for value in means)
+                lines.append(f"{experiment:<18} {name:<24}{values}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

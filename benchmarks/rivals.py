@@ -114,6 +114,13 @@ def gradsched_forward(net: nn.Module, x: Tensor) -> Rival:
     return Rival(step_and_update, MOST_PLANNING_STEPS, scheduler, scheduler.flush)
 
 
+def gradsched_lag(net: nn.Module, x: Tensor) -> Rival:
+    """This package, each step waiting for the reductions of the step before: not DDP's update."""
+    config = GradSchedConfig(gradient_lag=1, record_every_n_steps=5)
+    scheduler = GradientScheduler(net, config)
+    return Rival(_step(net, net, x), MOST_PLANNING_STEPS, scheduler, scheduler.flush)
+
+
 def _tell_the_device(scheduler: GradientScheduler) -> None:
     """An emulated device knows of no wait in the midst of a forward: it would compute meanwhile."""
     open_groups = scheduler._launches.open_groups
@@ -143,6 +150,7 @@ RIVALS: dict[str, Make] = {
     "alone": alone,
     "gradsched": gradsched("auto"),
     "gradsched_forward": gradsched_forward,
+    "gradsched_lag": gradsched_lag,
     "ddp_default": ddp_default,
     **SWEEP,
     "fsdp2_replicate": fsdp2_replicate,

@@ -35,6 +35,7 @@ FULL_RATIOS = (0.25, 0.5, 1.0, 2.0)
 SHORT_RATIOS = (1.0,)
 SHORT_RIVALS = ("alone", "gradsched", "ddp_default", "ddp_5MiB", "ddp_10MiB", "ddp_one_bucket")
 FORWARD = "gradsched_forward"
+LAG = "gradsched_lag"
 CELL_TIMEOUT_S = 1800
 
 
@@ -91,16 +92,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--forward", action="store_true", help="also gradsched going on into the next forward"
     )
+    parser.add_argument(
+        "--lag", action="store_true", help="also gradsched with gradients of the step before"
+    )
     parser.add_argument("--output", type=Path, help="write the JSON here, and its picture (.png)")
     parser.add_argument("--work", type=Path, default=Path("outputs/step_time"))
     parser.add_argument("--resume", action="store_true", help="keep the cells finished in --work")
     args = parser.parse_args()
     args.ratios = args.ratios or (FULL_RATIOS if args.full else SHORT_RATIOS)
     args.cell_s = args.cell_s or (60 if args.full else 12)
-    every = tuple(name for name in RIVALS if name != FORWARD)
+    every = tuple(name for name in RIVALS if name not in (FORWARD, LAG))
     args.rivals = args.rivals or (every if args.full else SHORT_RIVALS)
     if args.forward:
         args.rivals = (*args.rivals, FORWARD)
+    if args.lag:
+        args.rivals = (*args.rivals, LAG)
     return args
 
 

@@ -103,6 +103,7 @@ def _measure(cell: Cell) -> dict[str, Any]:
         "steps_a_turn": _steps_a_turn(rivals),
         "gradsched": accounts.get("gradsched"),
         "gradsched_forward": accounts.get("gradsched_forward"),
+        "gradsched_lag": accounts.get("gradsched_lag"),
     }
 
 
@@ -167,7 +168,8 @@ def _in_turn(rivals: dict[str, Rival], cell: Cell) -> dict[str, list[float]]:
 
 
 def _steps_a_turn(rivals: dict[str, Rival]) -> int:
-    return STEPS_A_TURN if "gradsched_forward" in rivals else 1
+    goes_on = {"gradsched_forward", "gradsched_lag"} & rivals.keys()
+    return STEPS_A_TURN if goes_on else 1
 
 
 def _turn(rival: Rival, n_steps: int) -> Callable[[], None]:

@@ -19,7 +19,13 @@ from lightning_gradsched.core.plan import (
 )
 from lightning_gradsched.core.profile import BackwardProfile
 from lightning_gradsched.core.published import PUBLISHED, Point, published_named
-from lightning_gradsched.core.scale import ALGORITHM_NAMES, ScalePoint, Scenario, parse_ranks
+from lightning_gradsched.core.scale import (
+    ALGORITHM_NAMES,
+    MODES,
+    ScalePoint,
+    Scenario,
+    parse_ranks,
+)
 from lightning_gradsched.errors import GradSchedError, ProfileError
 from lightning_gradsched.files import written_whole
 
@@ -33,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--algorithm", choices=ALGORITHM_NAMES, default="best", help="of the all-reduce")
     add("--control", choices=("all", *CONTROL_PLANES), default="all", help="control plane")
     add("--planner", choices=PLANNER_NAMES, default="ddp", help="how gradients are grouped")
+    add("--mode", choices=MODES, default="backward", help="what a step's reductions end with")
     add("--tensors", type=int, help="tensors negotiated a step (default: the profile's rows)")
     add("--message-us", type=float, default=1.0, help="control work for one request, microseconds")
     add("--json", type=Path, help="write rows and assumptions here")
@@ -90,15 +97,24 @@ def _study(args: argparse.Namespace) -> Study:
         args.algorithm,
         n_tensors / len(profile.params),
         replace(ControlCosts(), message_s=args.message_us * 1e-6),
+        args.mode,
     )
     controls = list(CONTROL_PLANES) if args.control == "all" else [args.control]
     return Study(
-        f"{args.profile} on {network.name}, planner {args.planner!r}, {n_tensors} tensors,"
+        f"{args.profile} on {network.name}, {_planned(args)}, {n_tensors} tensors,"
         f" {args.message_us:g} us a request",
         tuple(scenario.at(n_ranks, control) for n_ranks in ranks for control in controls),
         published,
         (*notes, *network.notes, *_common_notes(args, scenario)),
     )
+
+
+def _planned(args: argparse.Namespace) -> str:
+    """Who plans, and for what: reductions that go into the forward have a planner of their own."""
+    if args.mode == "overlap_forward":
+        return "mode 'overlap_forward'"
+    mode = "" if args.mode == "backward" else f", mode {args.mode!r}"
+    return f"planner {args.planner!r}{mode}"
 
 
 def _check(profile: BackwardProfile, n_tensors: int, message_us: float) -> None:
@@ -129,7 +145,7 @@ def _profile(name: str, network: str) -> tuple[BackwardProfile, tuple[str, ...],
 def _common_notes(args: argparse.Namespace, scenario: Scenario) -> tuple[str, ...]:
     costs = scenario.costs
     return (
-        f"groups: planner {args.planner!r}; all-reduce: {args.algorithm}; transfers take turns,"
+        f"groups: {_planned(args)}; all-reduce: {args.algorithm}; transfers take turns,"
         " and cost the computation nothing",
         f"control: {scenario.n_tensors} tensors a step, {costs.message_s * 1e6:g} us a request"
         f" (assumption, nobody's measurement), a cycle every {costs.cycle_s * 1e3:g} ms (Laanait et"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.jitter import Jitter, NormalJitter, ParetoJitter
 from lightning_gradsched.errors import ProfileError
@@ -129,7 +131,9 @@ class Best:
     fabric: Fabric
 
     def all_reduce_s(self, nbytes: Any) -> Any:
-        return min(make(self.fabric).all_reduce_s(nbytes) for make in ALGORITHMS.values())
+        # Of an array of sizes too, elementwise: planners ask for many at once.
+        ways = [make(self.fabric).all_reduce_s(nbytes) for make in ALGORITHMS.values()]
+        return np.minimum.reduce(ways)
 
     def name_for(self, nbytes: int) -> str:
         return min(ALGORITHMS, key=lambda name: ALGORITHMS[name](self.fabric).all_reduce_s(nbytes))

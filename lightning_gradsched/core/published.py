@@ -63,19 +63,27 @@ def spread(
 ) -> BackwardProfile:
     """A profile of ``(name, weights)`` in ready order; a gradient takes time as it has weights.
 
-    Backward is two thirds of the step: two products of matrices a layer where forward has one.
+    Backward is two thirds of the step: two products of matrices a layer where forward has one, and
+    goes through the layers in reverse.
 
     >>> [p.ready_s for p in spread([("b", 3), ("a", 1)], bytes_per_weight=2, step_s=6.0).params]
     [3.0, 4.0]
     """
     total, done = sum(weights for _, weights in named), 0
     backward_s = step_s * 2 / 3
+    forward_s = step_s - backward_s
     params = []
     for name, weights in named:
         done += weights
-        nbytes = weights * bytes_per_weight
-        params.append(ParamProfile(name, nbytes, ready_s=backward_s * done / total))
-    return BackwardProfile(tuple(params), forward_s=step_s - backward_s, backward_s=backward_s)
+        params.append(
+            ParamProfile(
+                name,
+                weights * bytes_per_weight,
+                ready_s=backward_s * done / total,
+                needed_s=forward_s * (total - done) / total,
+            )
+        )
+    return BackwardProfile(tuple(params), forward_s=forward_s, backward_s=backward_s)
 
 
 def fc_densenet() -> Published:

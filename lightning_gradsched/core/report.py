@@ -136,7 +136,7 @@ class OverlapReport:
             bounds: of the profile and the cost model in force.
         """
         number = typical_step(timelines)
-        step_s = median(map(_step_s, timelines))
+        step_s = median(map(step_s_of, timelines))
         exposed_s = median(map(Timeline.exposed_s, timelines))
         needed = fastest[number] if fastest is not None else _fastest_of(timelines, groups)
         return cls(
@@ -172,7 +172,7 @@ def typical_step(timelines: Sequence[Timeline]) -> int:
 
 
 def _prediction(timeline: Timeline) -> Prediction:
-    return Prediction(_step_s(timeline), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
+    return Prediction(step_s_of(timeline), timeline.busy_s(COMMUNICATION), timeline.exposed_s())
 
 
 def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
@@ -239,10 +239,12 @@ def _expected(predicted: Timeline) -> dict[str, tuple[float, float]]:
     }
 
 
-def _step_s(timeline: Timeline) -> float:
-    """Where a step lasts to the end of the next backward, from its backward's begin to that one's.
+def step_s_of(timeline: Timeline) -> float:
+    """Seconds of its step.
 
-    >>> _step_s(Timeline((Span("compute", BACKWARD, 0, 2), Span("compute", BACKWARD, 3, 5))))
+    Where it goes on to the end of the next backward, from its backward's begin to that one's.
+
+    >>> step_s_of(Timeline((Span("compute", BACKWARD, 0, 2), Span("compute", BACKWARD, 3, 5))))
     3
     """
     began_s = sorted(span.start_s for span in timeline.spans if span.label == BACKWARD)

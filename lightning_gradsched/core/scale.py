@@ -13,14 +13,24 @@ from lightning_gradsched.core.control_plane import (
     agreed,
 )
 from lightning_gradsched.core.cost import CostModel
+from lightning_gradsched.core.forward_overlap import forward_overlap
 from lightning_gradsched.core.networks import ALGORITHMS, Best, Network
-from lightning_gradsched.core.plan import Planner, ddp
+from lightning_gradsched.core.plan import GroupPlan, Planner, ddp
 from lightning_gradsched.core.profile import BackwardProfile
-from lightning_gradsched.core.schedule import lower
+from lightning_gradsched.core.report import step_s_of
+from lightning_gradsched.core.schedule import (
+    ReductionSchedule,
+    lower,
+    lower_into_forward,
+    lower_with_lag,
+)
 from lightning_gradsched.core.simulate import simulate
 from lightning_gradsched.errors import ProfileError
 
 ALGORITHM_NAMES = ("best", *ALGORITHMS)
+
+# Where reductions end: with their backward, in the next forward, or with the next backward.
+MODES = ("backward", "overlap_forward", "gradient_lag")
 
 # Beyond any machine, and within what the formulas of jitter can resolve.
 MAX_RANKS = 10_000_000
@@ -62,7 +72,7 @@ class Scenario:
     """What is scaled: a step, a machine, and how its gradients are grouped and reduced.
 
     ``tensors_per_param``: tensors that a control plane negotiates for one parameter of the
-    profile, whose rows may be whole layers.
+    profile, whose rows may be whole layers. ``mode``: of ``MODES``.
     """
 
     profile: BackwardProfile
@@ -71,6 +81,7 @@ class Scenario:
     algorithm: str = "best"
     tensors_per_param: float = 1.0
     costs: ControlCosts = field(default_factory=ControlCosts)
+    mode: str = "backward"
 
     def at(self, n_ranks: int, control: str) -> ScalePoint:
         """The expected step on ``n_ranks`` under a control plane of ``CONTROL_PLANES``.
@@ -82,9 +93,8 @@ class Scenario:
         plane = self._plane(n_ranks, control)
         ready = agreed(slow, plane, tensors_per_param=self.tensors_per_param)
         cost = self._cost(n_ranks)
-        plan = self.planner(slow, cost)
-        timeline = simulate(lower(plan), plan, ready, cost)
-        step_s = slow.forward_s + max(span.end_s for span in timeline.spans)
+        plan, schedule = self._planned(slow, cost)
+        step_s = step_s_of(simulate(schedule, plan, ready, cost))
         nbytes = sum(param.nbytes for param in slow.params)
         return ScalePoint(
             n_ranks,
@@ -96,6 +106,15 @@ class Scenario:
             exposed_s=step_s - slowest_s,
             control_s=plane.busiest_rank_s(self.n_tensors, step_s),
         )
+
+    def _planned(
+        self, profile: BackwardProfile, cost: CostModel
+    ) -> tuple[GroupPlan, ReductionSchedule]:
+        if self.mode == "overlap_forward":
+            plan = forward_overlap(profile, cost)
+            return plan, lower_into_forward(plan, profile)
+        plan = self.planner(profile, cost)
+        return plan, lower_with_lag(plan) if self.mode == "gradient_lag" else lower(plan)
 
     @property
     def n_tensors(self) -> int:
@@ -114,7 +133,10 @@ def stretched(profile: BackwardProfile, factor: float) -> BackwardProfile:
     """``profile`` of a rank that computes ``factor`` times as long."""
     return replace(
         profile,
-        params=tuple(p._replace(ready_s=p.ready_s * factor) for p in profile.params),
+        params=tuple(
+            p._replace(ready_s=p.ready_s * factor, needed_s=p.needed_s * factor)
+            for p in profile.params
+        ),
         forward_s=profile.forward_s * factor,
         backward_s=profile.backward_s * factor,
     )

@@ -33,6 +33,9 @@ from lightning_gradsched.runtime.signals import Signal
 # Begins to sum integers over the ranks; the text is for errors.
 BeginSum = Callable[[Iterable[int], str], PendingReduction]
 
+# The number of a backward that torch gives where none runs.
+OUTSIDE = -1
+
 
 @dataclass(eq=False, slots=True)
 class Lagged:
@@ -127,12 +130,19 @@ class LaggedLaunches(Launches):
         """From a hook of a backward, before it adds to any `.grad`; see [Note: set aside]."""
         number = torch._C._current_graph_task_id()
         for slot, (_, before) in list(self._aside.items()):
-            if slot.param.grad is None and before != number:  # somebody has dropped all there was
+            # Somebody has dropped all that there was.
+            if slot.param.grad is None and before not in (number, OUTSIDE):
                 del self._aside[slot]
         for slot, gradient in list(self._given.items()):
             if slot.param.grad is not gradient:
                 del self._given[slot]
             elif _comes(slot):
+                self._set_aside(slot)
+
+    def skips_backward(self) -> None:
+        """This rank is about to add nothing to a backward: what is out is no part of it."""
+        for slot, gradient in list(self._given.items()):
+            if slot.param.grad is gradient:
                 self._set_aside(slot)
 
     def announce(self, *, certain: bool) -> None:
@@ -191,6 +201,7 @@ class LaggedLaunches(Launches):
                 before = self._held.get(slot.name)
                 slot.param.grad = torch.zeros_like(mean) if before is None else before
                 self._held[slot.name] = mean
+                self._given[slot] = slot.param.grad
 
     def _lay_out(
         self, number: int, slots: Sequence[Slot], n_signals: int = 0, n_pieces: int = 1

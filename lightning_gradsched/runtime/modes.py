@@ -83,12 +83,22 @@ class Modes:
             self._lag.backward_begins()
         self.flush()
 
+    def before_skipped_backward(self) -> None:
+        if self._lag is not None:
+            self._lag.skips_backward()
+
     def flush(self) -> None:
         """See ``GradientScheduler.flush``."""
         if self._launches.open_groups is not None:
             self._launches.open_groups.flush()
         if self._weights is not None:
             self._weights.flush()
+
+    def wait_for_all(self) -> None:
+        """As ``flush``, and for the gradients that the next backward gives out."""
+        self.flush()
+        if self._lag is not None:
+            self._lag.settle()
 
     @property
     def n_open(self) -> int:

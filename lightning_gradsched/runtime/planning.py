@@ -121,8 +121,13 @@ class Planning:
 
     @property
     def bounds(self) -> Bounds | None:
-        """The least that a step of what was measured can take; local, not collective."""
-        return bounds(self.profile, self._cost) if self.profile is not None else None
+        """The least that a step of what was measured can take; local, not collective.
+
+        None for gradients of the step before: they are bounds of steps without staleness.
+        """
+        if self.profile is None or self._config.gradient_lag:
+            return None
+        return bounds(self.profile, self._cost)
 
     def state(self) -> dict[str, Any] | None:
         """The plan in force, for a later run; None while it is still being looked for."""

@@ -203,6 +203,8 @@ class GradientScheduler:
         ``no_sync()`` it does nothing. The forward must have run, or ``with forward_pass(): pass``
         in its place where the module has buffers; not so for a batch of None out of ``join``.
         """
+        if self.reduces():
+            self._modes.before_skipped_backward()
         params = self._trainable.params.values()
         with self._join.skipping(params) if self._join is not None else nullcontext(False) as out:
             if out:
@@ -299,7 +301,7 @@ class GradientScheduler:
         self._modes.shard(optimizer)
 
     def flush(self) -> None:
-        """Wait for every group that is under way, and make the updates that are due.
+        """Wait for all that is under way, and make the updates that are due.
 
         With ``overlap_forward``, who looks at a gradient or parameter does so unawares; call it
         before looking at an optimizer's state, and before native code reads parameters. Local.
@@ -307,7 +309,7 @@ class GradientScheduler:
         Raises:
             ReductionError: a group did not come within ``stall_timeout_s``.
         """
-        self._modes.flush()
+        self._modes.wait_for_all()
 
     @property
     def n_open(self) -> int:

@@ -308,6 +308,30 @@ def test_uneven_data() -> None:
             assert close(seen[2][name], mean_gradients(1, 1)[name])
 
 
+def uneven_and_kept(rank: int) -> list[Any]:
+    """As ``uneven``, but nobody zeroes."""
+    module = net()
+    scheduler = engine(module)
+    seen = []
+    for step in scheduler.join(range(4) if rank == 0 else range(2), divide_by="active"):
+        if step is None:
+            scheduler.skip_backward()
+        else:
+            backward(module, rank, step)
+        seen.append(held(module))
+    scheduler.detach()
+    return seen
+
+
+def test_uneven_data_and_gradients_that_nobody_zeroes() -> None:
+    ranks = run_ranks(2, uneven_and_kept)
+    for seen in ranks:
+        for name, gradient in seen[3].items():
+            assert torch.equal(gradient, ranks[0][3][name])
+            both = mean_gradients(2, 0)[name] + mean_gradients(2, 1)[name]
+            assert close(gradient, both + mean_gradients(1, 2)[name])
+
+
 def pieces(profile: Any, _cost: Any) -> Any:
     names = tuple((param.name,) for param in profile.params)
     return GroupPlan("pieces", names, launches=(0, 1, 2, 1, 2, 2))

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from tests.soak.faults import ENDINGS, FAULTS, allowed
-from tests.soak.modes import drawn, with_mode
+from tests.soak.modes import MODES, drawn, with_mode
 from tests.soak.nets import BLOCKS
 
 N_RANKS = 4
@@ -47,6 +47,10 @@ class Episode:
     @property
     def faults(self) -> list[str]:
         return [step.fault for step in self.steps if step.fault] + [self.ending] * bool(self.ending)
+
+    @property
+    def has_mode(self) -> bool:
+        return any(mode in self.settings for mode in MODES)
 
     def __str__(self) -> str:
         settings = ", ".join(f"{key}={value}" for key, value in self.settings.items())

@@ -30,7 +30,8 @@ class Outcome:
             return f"{line}, ok"
         return "\n".join(
             [
-                f"{line}, FAILED; repeat it by: python -m tests.soak --seed {self.episode.seed}",
+                f"{line}, FAILED; repeat it by: python -m tests.soak --seed {self.episode.seed}"
+                + " --modes" * self.episode.has_mode,
                 str(self.episode),
                 *self.failures,
             ]

@@ -25,6 +25,19 @@ def test_an_episode_ends_as_it_should(seed: int) -> None:
     assert not outcome.failures, str(outcome)
 
 
+# Short ones, one for each mode.
+SEEDS_WITH_MODES = {"overlap_forward": 101, "gradient_lag": 5023, "shard_optimizer": 113}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", SEEDS_WITH_MODES)
+def test_an_episode_with_a_mode_ends_as_it_should(mode: str) -> None:
+    episode = make_episode(SEEDS_WITH_MODES[mode], with_modes=True)
+    assert episode.settings[mode]
+    outcome = play(episode)
+    assert not outcome.failures, str(outcome)
+
+
 def test_the_episodes_meet_every_kind_of_block_and_fault() -> None:
     episodes = [make_episode(seed) for seed in SEEDS]
     assert set(chain.from_iterable(e.blocks for e in episodes)) == set(BLOCKS)

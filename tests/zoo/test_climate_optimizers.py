@@ -85,6 +85,13 @@ def test_examples_in_docstrings(module) -> None:
     assert result.failed == 0
 
 
+@pytest.mark.parametrize("name", ["larc", "larc_adam", "lamb"])
+def test_an_experiment_sets_the_rate_of_any_optimizer(name: str) -> None:
+    config = OmegaConf.load(CONFIG_DIR / "optimizer" / f"{name}.yaml")
+    config.lr = 0.25
+    assert instantiate(config)(_weights()).param_groups[0]["lr"] == 0.25
+
+
 def test_milestones_count_from_the_end_of_the_warmup() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = MultiStepDecay(optimizer, milestones=[3], gamma=0.5, warmup_steps=2)

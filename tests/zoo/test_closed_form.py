@@ -134,6 +134,7 @@ def _trained(kind: str, data: DeconvolutionDataModule, operator: Deconvolution) 
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")

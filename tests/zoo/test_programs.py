@@ -52,6 +52,7 @@ def _message(run: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> s
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_evaluate_resume(
     run_train: Callable[..., Path],
     program: Callable[..., Path],
@@ -94,6 +95,7 @@ def test_train_evaluate_resume(
     assert not (first.parent / "wider" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_tested(run_train: Callable[..., Path]) -> None:
     # Four steps are an epoch, after which the pictures of `val` are scored.
     run_dir = run_train("validated", "trainer.max_steps=5")

@@ -80,7 +80,7 @@ def test_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "network",
         "all background",
         "TMQ threshold",
-        "TMQ threshold, tropics damped",
+        "damped TMQ threshold",
     ]
     assert results["methods"]["network"]["iou_macro"] < 1.0
     assert np.sum(results["confusion"]) == samples.labels.numel()

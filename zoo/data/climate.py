@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +26,9 @@ from zoo.data.climate_statistics import (
 )
 from zoo.data.hdf5 import HDF5Samples
 from zoo.data.hdf5_shards import SPLITS, HDF5DataModule
-from zoo.data.manifest import Manifest, cached_manifest, matching
+from zoo.data.manifest import Manifest, cached_manifest, matching, read_manifest
 from zoo.data.sampler import split_blocks
-from zoo.data.schema import Field, Schema
+from zoo.data.schema import Schema
 from zoo.data.statistics import build_statistics
 from zoo.data.verify import without_bad
 from zoo.errors import ChannelError, CheckpointError, SchemaMismatchError, UserError
@@ -85,6 +86,8 @@ class ClimateDataModule(HDF5DataModule):
         UserError: an argument is none of these; what a data set may raise, on every rank.
     """
 
+    samples_class = ClimateSamples
+
     def __init__(
         self,
         path: str,
@@ -123,8 +126,12 @@ class ClimateDataModule(HDF5DataModule):
             seed=seed,
             **options,
         )
-        self.shards = size and ClimateShards(size, seed, n_samples, steps_per_sequence)
+        self.shards = None
+        if size is not None:
+            self.shards = ClimateShards(size, seed, n_samples, steps_per_sequence)
         self.patterns = dict(split) if by_pattern else None
+        if by_pattern and (unknown := [name for name in split if name not in SPLITS]):
+            raise UserError(f"data.split: expected patterns for {SPLITS}, got {unknown} as well.")
         self.split_by, self.split_block = split_by, split_block
         self.channels: list[str] = list(channels or CHANNELS)
         self._chosen = None if channels is None else tuple(channels)
@@ -207,10 +214,8 @@ class ClimateDataModule(HDF5DataModule):
         return describe_files(self.root, matching(self.root, self.files))
 
     def _read_manifest(self) -> Manifest:
-        manifest = self.shards.require(self.root) if self.shards else None
-        self.schema = dict(
-            self._described(manifest or cached_manifest(self.manifest_path, self._describe, {}))
-        )
+        generated = self.shards.require(self.root) if self.shards else None
+        self.schema = dict(self._described(generated or read_manifest(self.manifest_path)))
         if self.normalization is not None:
             require_channels(self.normalization, self.channels)
         return super()._read_manifest()
@@ -232,22 +237,33 @@ class ClimateDataModule(HDF5DataModule):
                 f"{self.root}: expected the channels {self.channels}, without {missing} in "
                 f"{list(fields.channels)}. Next, set data.channels to some of these."
             )
+        if label.channels and self.label_plane not in range(len(label.channels)):
+            raise SchemaMismatchError(
+                f"{self.root}: {self.labels} has {len(label.channels)} planes. Expected "
+                f"data.label_plane below that, got {self.label_plane}. Next, correct it."
+            )
         plane = (label.channels[self.label_plane],) if label.channels else ()
         return {
-            "fields": _reading(fields, tuple(self.channels)),
-            self.labels: _reading(label, plane),
+            "fields": replace(fields, select=tuple(self.channels)),
+            self.labels: replace(label, select=plane),
         }
 
     def _splits(self, root: Path, manifest: Manifest, findings: Any) -> dict[str, HDF5Samples]:
         if self.patterns is None:
-            parts = split_blocks(manifest.n_samples, self.split, self._block(manifest), self.seed)
-            names = [name for name, share in zip(SPLITS, self.split, strict=False) if share > 0]
+            blocks = split_blocks(manifest.n_samples, self.split, self._block(manifest), self.seed)
+            parts = {
+                name: part
+                for name, part, share in zip(SPLITS, blocks, self.split, strict=False)
+                if share > 0
+            }
         else:
-            names = [name for name in SPLITS if name in self.patterns]
-            parts = [_matching_samples(manifest, self.patterns[name]) for name in names]
+            parts = {
+                name: _matching_samples(manifest, pattern)
+                for name, pattern in self.patterns.items()
+            }
         return {
             name: self._samples(root, manifest, without_bad(part, manifest, findings, self.on_bad))
-            for name, part in zip(names, parts, strict=False)
+            for name, part in parts.items()
         }
 
     def _block(self, manifest: Manifest) -> int:
@@ -257,16 +273,6 @@ class ClimateDataModule(HDF5DataModule):
             return self.split_block
         month = 30 * _STEPS_A_DAY
         return self.shards.steps if self.shards else min(month, max(1, manifest.n_samples // 20))
-
-    def _samples(self, root: Path, manifest: Manifest, indices: np.ndarray) -> ClimateSamples:
-        return ClimateSamples(
-            root,
-            manifest,
-            self.schema,
-            indices,
-            on_bad="raise" if self.on_bad == "raise" else "substitute",
-            check_values=self.check_values,
-        )
 
     def _on_rank_0(self, action: Any) -> Any:
         return action if self.world.rank == 0 else lambda: None
@@ -297,6 +303,8 @@ class ClimateDataModule(HDF5DataModule):
             label = buffers[self.labels].ravel()
             counts += np.bincount(label.clip(0, 2).astype(int), minlength=len(counts))
         samples.close()
+        # A class that is not there counts one pixel: weights by shares stay finite.
+        counts = counts.clip(min=1)
         return (counts / counts.sum()).tolist()
 
     def _some(self, name: str) -> HDF5Samples:
@@ -333,18 +341,6 @@ def require_channels(scaling: Normalization, channels: Sequence[str]) -> None:
             f"the checkpoint was trained on other channels: expected {list(scaling.channels)}, got "
             f"{list(channels)}. Next, set data.channels to those of the checkpoint."
         )
-
-
-def _reading(field: Field, select: tuple[str, ...]) -> Field:
-    return Field(
-        field.dataset,
-        field.shape,
-        field.dtype,
-        field.layout,
-        field.channels,
-        select,
-        field.n_classes,
-    )
 
 
 def _matching_samples(manifest: Manifest, pattern: str) -> np.ndarray:

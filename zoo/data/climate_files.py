@@ -13,6 +13,7 @@ from zoo.data.manifest import Manifest, index_files
 from zoo.data.schema import Field, Schema
 from zoo.data.source import open_hdf5
 from zoo.errors import ChannelError, EmptySplitError, SchemaMismatchError
+from zoo.progress import progress
 
 LABELS = ("labels_0", "labels_1", "labels")
 
@@ -31,9 +32,9 @@ def describe_files(root: Path, names: Sequence[str]) -> Manifest:
             "data.path or data.files, or set data.size=tiny to generate some."
         )
     schema = schema_of(root / names[0])
-    manifest = index_files(root, names, schema)
+    manifest = index_files(root, progress(names, len(names), "Indexing"), schema)
     expected = schema["fields"].channels
-    for entry in manifest.files:
+    for entry in progress(manifest.files, len(manifest.files), "Comparing channels"):
         got = _channels_in(root / entry.path, len(expected))
         if got != expected:
             raise ChannelError(

@@ -48,7 +48,9 @@ def smooth_spectra(
     return rows * _polar_filter() / scale
 
 
-def at_time(first: np.ndarray, second: np.ndarray, angle: float, shift_deg: np.ndarray):
+def at_time(
+    first: np.ndarray, second: np.ndarray, angle: float, shift_deg: np.ndarray
+) -> np.ndarray:
     """[F, H, W]: two spectra turned into each other by `angle`, each row moved to the east.
 
     Args:

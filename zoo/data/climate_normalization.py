@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.data.climate_channels import CHANNELS
 from zoo.data.climate_statistics import ChannelTable
 from zoo.errors import CheckpointError, UserError
 
@@ -31,15 +33,13 @@ class Normalization:
 
     def __call__(self, fields: Tensor) -> Tensor:
         """[..., C, H, W] of any type -> float32 of the same memory format."""
-        unit, offset, scale = (
-            torch.tensor(values, dtype=torch.float32, device=fields.device).view(-1, 1, 1)
-            for values in (self.unit, self.offset, self.scale)
-        )
-        fields = fields.float()
-        if any(self.unit):
-            logarithm = torch.log1p(fields.clamp(min=0.0) / unit.clamp(min=1e-30))
-            fields = torch.where(unit > 0.0, logarithm, fields)
-        return (fields - offset) / scale
+        offset, scale = _on_device(self.offset, self.scale, fields.device)
+        scaled = fields.float().sub(offset).div_(scale)
+        for place, unit in enumerate(self.unit):
+            if unit > 0.0:
+                logarithm = torch.log1p(fields[..., place, :, :].float().clamp(min=0.0) / unit)
+                scaled[..., place, :, :] = (logarithm - self.offset[place]) / self.scale[place]
+        return scaled
 
     def state(self) -> dict[str, list[Any]]:
         """For `state_dict`."""
@@ -62,6 +62,18 @@ class Normalization:
             ) from error
 
 
+@lru_cache(maxsize=16)
+def _on_device(
+    offset: tuple[float, ...], scale: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """[C, 1, 1] each; kept, so that a step on a GPU copies nothing."""
+    with torch.inference_mode(False):
+        return tuple(
+            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for values in (offset, scale)
+        )
+
+
 def normalization(
     table: ChannelTable,
     channels: Sequence[str],
@@ -78,15 +90,16 @@ def normalization(
 
     Args:
         method: of all channels but those in `methods`.
-        methods: by channel.
+        methods: by channel; those of CAM5's channels that are not among these are passed over.
 
     Raises:
         UserError: no such method or channel, or the table lacks what the method needs.
     """
     methods = dict(methods or {})
-    if unknown := [name for name in methods if name not in channels]:
+    known = dict.fromkeys((*channels, *CHANNELS))
+    if unknown := [name for name in methods if name not in known]:
         raise UserError(
-            f"data.normalization_of names {unknown}; expected channels out of {list(channels)}. "
+            f"data.normalization_of names {unknown}; expected channels out of {list(known)}. "
             "Next, correct it."
         )
     table.require(channels)

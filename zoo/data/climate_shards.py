@@ -34,8 +34,8 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size((96, 144), 320, 4),
     "small": Size((192, 288), 480, 8),
-    "medium": Size((384, 576), 960, 8),
-    "full": Size((768, 1152), 960, 8),
+    "medium": Size((384, 576), 240, 8),
+    "full": Size((768, 1152), 80, 8),
 }
 
 

@@ -55,6 +55,9 @@ class HDF5DataModule(L.LightningDataModule):
         UserError: an argument is none of these; what a data set may raise, on every rank.
     """
 
+    samples_class = HDF5Samples
+    """What `samples` holds, by split; a data module of one task has its own."""
+
     def __init__(
         self,
         root: str,
@@ -227,7 +230,7 @@ class HDF5DataModule(L.LightningDataModule):
         }
 
     def _samples(self, root: Path, manifest: Manifest, indices: np.ndarray) -> HDF5Samples:
-        return HDF5Samples(
+        return self.samples_class(
             root,
             manifest,
             self.schema,

@@ -31,6 +31,7 @@ def with_larc(
     placement: Placement = "update",
     eps: float = 1e-8,
     least_factor: float = 0.0,
+    lr: float | None = None,
 ) -> Optimizer:
     """`optimizer(params)`, each of whose steps goes through LARC.
 
@@ -54,12 +55,13 @@ def with_larc(
             a copy of the weights while `step` runs.
         least_factor: no step is multiplied by less, nor then by more than 1; Laanait et al.: 1e-4.
             0 switches both limits off.
+        lr: the optimizer's; None leaves it to the optimizer.
 
     Raises:
         ValueError: an argument is out of its range.
     """
     larc = _Larc(eta, mode, placement, eps, least_factor)
-    built = optimizer(params)
+    built = optimizer(params) if lr is None else optimizer(params, lr=lr)
     built.register_step_pre_hook(larc.before_step)
     built.register_step_post_hook(larc.after_step)
     return built

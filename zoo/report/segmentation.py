@@ -24,7 +24,7 @@ BASELINES = {
     "all background": "no pixel is of any event",
     "TMQ threshold": "TMQ above (background: below) one threshold a class, the best for these very "
     "samples",
-    "TMQ threshold, tropics damped": "the same of TMQ (1 - exp(-lat^2 / (2 19^2))), the first step "
+    "damped TMQ threshold": "the same of TMQ (1 - exp(-lat^2 / (2 19^2))), the first step "
     "of the rule that the labels of rivers follow",
 }
 
@@ -129,7 +129,7 @@ def baselines(physical: Any, data: dict[str, Any]) -> dict[str, dict[str, float]
         latitude = np.asarray(data["latitude_deg"])
         for name, values in (
             ("TMQ threshold", tmq),
-            ("TMQ threshold, tropics damped", damped(tmq, latitude)),
+            ("damped TMQ threshold", damped(tmq, latitude)),
         ):
             found[name] = dict(zip(names, best_threshold_iou(values, labels, names), strict=True))
     return found

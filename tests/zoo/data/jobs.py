@@ -108,3 +108,15 @@ def set_up(rank: int, root: Path, data: dict[str, Any]) -> list[int]:
     module.setup("fit")
     loaders = [module.train_dataloader()]
     return [index for loader in loaders for batch in loader for index in batch["index"].tolist()]
+
+
+def set_up_climate(rank: int, root: Path, data: dict[str, Any]) -> Any:
+    """What two ranks agree on: the scaling, the classes' shares, and each its training samples."""
+    from zoo.data.climate import ClimateDataModule
+
+    module = ClimateDataModule(str(root), num_workers=0, **data)
+    module.trainer = trainer(2, [])
+    module.prepare_data()
+    module.setup("fit")
+    seen = [i for batch in module.train_dataloader() for i in batch["index"].tolist()]
+    return module.state_dict(), seen

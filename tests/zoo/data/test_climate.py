@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.ranks import errors_of_ranks, run_ranks
+from tests.zoo.data.jobs import set_up_climate
 from zoo.data import generate
 from zoo.data.climate import ClimateDataModule
 from zoo.data.climate_batch import ClimateBatch
@@ -341,3 +343,20 @@ def test_another_set_in_the_folder_is_refused(generated: Path, tmp_path: Path) -
         ClimateShards("vast")
     with pytest.raises(UserError, match="steps_per_sequence of 1 to 8"):
         ClimateShards("tiny", steps_per_sequence=9)
+
+
+@pytest.mark.slow
+def test_two_ranks_scale_alike_and_fail_alike(generated: Path, tmp_path: Path) -> None:
+    data = {"size": None, "statistics": "train", "split": (1.0, 0, 0), "batch_size": 2}
+    (first, seen), (second, also_seen) = run_ranks(2, set_up_climate, generated, data)
+    assert first == second
+    assert first["normalization"]["offset"][0] == pytest.approx(
+        min(float(_FEW(index)["fields"][..., 0].min()) for index in range(16))
+    )
+    assert sorted(seen + also_seen) == list(range(16))
+    _foreign(tmp_path, 0)
+    _foreign(tmp_path, 1, channels=[1, 0, *range(2, 16)])
+    messages = errors_of_ranks(2, set_up_climate, tmp_path, data)
+    assert all(message.startswith("ChannelError: ") for message in messages), messages
+    messages = errors_of_ranks(2, set_up_climate, generated, {**data, "statistics": "no.h5"})
+    assert all("no usable statistics in no.h5" in message for message in messages), messages

