@@ -9,6 +9,7 @@ import torch
 
 from zoo.claim import unknown_blur
 from zoo.data.patches import PatchesDataModule
+from zoo.metric.sample_errors import relative_error
 from zoo.net.residual_unet import ResidualUNet
 from zoo.physics.blur import Blur
 from zoo.solver.wiener import Wiener
@@ -56,6 +57,13 @@ def test_wiener_is_the_best_of_linear_filters() -> None:
             filtered.response = response.clone()
             filtered.response[place] *= factor
             assert float((filtered(data) - truth).square().mean()) > best
+
+
+def test_a_black_patch_has_no_relative_error_and_spoils_no_mean() -> None:
+    truth = torch.stack([torch.zeros(4, 4), torch.ones(4, 4)])
+    errors = relative_error(0.5 * torch.ones(2, 4, 4), truth)
+    assert errors.isnan().tolist() == [True, False]
+    assert float(errors.nanmean()) == 0.5
 
 
 def test_the_plain_unet_starts_as_the_identity() -> None:

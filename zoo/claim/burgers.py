@@ -39,5 +39,7 @@ CLAIM = Claim(
     table=partial(inverse_pde.table, published={"tikhonov": ("", "")}),
     plot=partial(inverse_pde.plot, title="Burgers, 64 points, 16 sensors"),
     remarks="Nets with 32 hidden units, by L-BFGS. The data have mean zero: a relative noise on "
-    "one sample says little about the others, and one sample is no claim of the paper's here.",
+    "one sample says little about the others, and one sample is no claim of the paper's here. "
+    "From 100 samples TNet misses Tikhonov by far: 52.0 % with an affine net and 43.9 % with 32 "
+    "hidden units and 8 steps, at 2 % of randomisation; longer training was not tried.",
 )

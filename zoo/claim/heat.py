@@ -28,7 +28,7 @@ def measure(small: bool, advance: Advance) -> Measured:
         kinds=("opo", "mc_opo", "taen") if small else ("pop", "mc_pop", "opo", "mc_opo", "taen"),
         sizes=(1, 100),
         n_seeds=1 if small else 2,
-        n_steps=3 if small else 7,
+        n_steps=10,
         n_test=40 if small else 100,
         samples_a_step=100,
         randomization=0.02,
@@ -54,5 +54,10 @@ CLAIM = Claim(
     checks=partial(inverse_pde.checks, tnet="taen", naive="opo", limit=1.05),
     table=partial(inverse_pde.table, published=_PUBLISHED),
     plot=partial(inverse_pde.plot, title="Heat conductivity, 16 x 16, 10 sensors"),
-    remarks="",
+    remarks="Relative errors of the logarithm of the conductivity; `forward` is that of the "
+    "surrogate at the true parameters. The inverse nets are affine, trained by L-BFGS on 100 rows "
+    "a step with 2 % of randomisation. The logarithm has a standard deviation of 0.1, so that the "
+    "data differ by about 7 %. At 1.0 they differ by 84 %, and from one sample no net came near "
+    "Tikhonov: with Adam, two hidden layers of 256 and 400 steps the error was 914 % at 10 % of "
+    "randomisation, 168 % at 40 %.",
 )

@@ -225,5 +225,5 @@ def plot(measured: Measured, title: str) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel("mean relative error of the field (%)")
     axis.set_title(title, fontsize=10)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(sizes) + 1)
     return figure

@@ -61,10 +61,14 @@ def _run(result: dict[str, Any]) -> str:
     seeds = result["measured"]["seeds"]
     form = "short form, " if result["small"] else ""
     return (
-        f"Measured: {form}{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), "
+        f"Measured: {form}{_count(seeds)}, "
         f"{result['duration_s']:.0f} s on one thread of a shared machine, "
         f"torch {result['versions']['torch']}."
     )
+
+
+def _count(seeds: Sequence[int]) -> str:
+    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
 
 
 def _markdown(rows: Rows) -> str:

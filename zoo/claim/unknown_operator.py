@@ -136,7 +136,9 @@ def plot(measured: Measured) -> Figure:
     noise_axis, samples_axis, unet_axis = figure.subplots(1, 3)
     for n_weights, color in ((3, "C0"), (1, "C3")):
         risks = [run["risk"] for run in measured["by_noise"][str(n_weights)]]
-        noise_axis.loglog(_NOISES, risks, color + "o-", label=f"{n_weights} weights a scale")
+        noise_axis.loglog(
+            _NOISES, risks, color + "o-", label=f"{n_weights} weight{'s' * (n_weights > 1)} a scale"
+        )
     bayes = [run["bayes"] for run in measured["by_noise"]["3"]]
     noise_axis.loglog(_NOISES, bayes, "k--", label="Bayes")
     noise_axis.set(xlabel="standard deviation of the noise", ylabel="risk")
@@ -146,6 +148,9 @@ def plot(measured: Measured) -> Figure:
     reference = [excess[0] * _SIZES[0] / size for size in _SIZES]
     samples_axis.loglog(_SIZES, reference, "k--", label="slope -1")
     samples_axis.set(xlabel="training samples", ylabel="excess risk")
+    # Less than two decades: the library's own labels run into one another.
+    samples_axis.set_xticks(_SIZES, [str(size) for size in _SIZES])
+    samples_axis.minorticks_off()
     samples_axis.legend(frameon=False)
     unet_axis.semilogx(_UNET_SIZES, _unet_means(measured), "C0o-", label="U-net")
     unet_axis.axhline(1.0, color="k", ls="--", label="Bayes")

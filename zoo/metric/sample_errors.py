@@ -8,9 +8,9 @@ from torchmetrics import Metric
 
 
 def relative_error(estimate: Tensor, truth: Tensor) -> Tensor:
-    """||estimate - truth|| / ||truth|| of each sample, [N] of [N, ...]."""
-    difference = (estimate - truth).flatten(1).norm(dim=1)
-    return difference / truth.flatten(1).norm(dim=1)
+    """||estimate - truth|| / ||truth|| of each sample, [N] of [N, ...]; NaN where truth is zero."""
+    difference, size = (t.flatten(1).norm(dim=1) for t in (estimate - truth, truth))
+    return difference / size.where(size > 0, torch.nan)
 
 
 def psnr(estimate: Tensor, truth: Tensor, peak: float = 1.0) -> Tensor:
