@@ -143,5 +143,8 @@ CLAIM = Claim(
     remarks="Patches of 32 x 32 pixels out of scikit-image's photographs, other photographs in "
     "each split; a periodic Gaussian blur of 1.5 pixels and noise of 0.02. The nets see pairs "
     "alone. Wiener's filter is given the operator, the noise, and the spectrum of 2,000 training "
-    "patches.",
+    "patches. In "
+    "the short form, 150 steps, the plain U-net hardly leaves the identity that it begins as, and "
+    "the multiscale one comes within 0.4 dB of the filter that knows the operator; it has not "
+    "passed it.",
 )
