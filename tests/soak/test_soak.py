@@ -26,7 +26,7 @@ def test_an_episode_ends_as_it_should(seed: int) -> None:
 
 
 # Short ones, one for each mode.
-SEEDS_WITH_MODES = {"overlap_forward": 101, "gradient_lag": 5023, "shard_optimizer": 113}
+SEEDS_WITH_MODES = {"overlap_forward": 101, "gradient_lag": 5019, "shard_optimizer": 113}
 
 
 @pytest.mark.slow
