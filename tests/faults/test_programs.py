@@ -55,7 +55,7 @@ def ip(*words: str) -> None:
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
     """Three network namespaces on a bridge; the address of number i ends in i + 1."""
-    prefix = f"gs{os.getpid()}"
+    prefix = f"gf{os.getpid()}"  # not that of a cluster of this process
     names = [f"{prefix}n{i}" for i in range(3)]
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the ip command")

@@ -14,7 +14,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import PYTHON, ROOT, Ended, sbatch, srun
 
 CHECK = (PYTHON, "-m", "tests.slurm.check_launch")
-TWO_BY_TWO = ("--nodes=2", "--ntasks-per-node=2")
+TWO_BY_TWO = ("--nodes=2", "--nodelist=n[1-2]", "--ntasks-per-node=2")
 # A rank that does not come is waited for so long; longer than ranks take to start.
 WAIT_S = 10
 
@@ -51,7 +51,8 @@ def test_a_healthy_launch_agrees_on_folder_and_port(cluster: Cluster) -> None:
 
 
 def test_wrong_tasks_per_node(cluster: Cluster) -> None:
-    ended = srun(cluster, "--nodes=2", "--ntasks-per-node=1", *CHECK, "devices=2", "num_nodes=3")
+    flags = ("--nodes=2", "--nodelist=n[1-2]", "--ntasks-per-node=1")
+    ended = srun(cluster, *flags, *CHECK, "devices=2", "num_nodes=3")
     the_report(
         ended,
         "expected 2 ranks on each node (devices=2), got 1 on n1, 1 on n2",

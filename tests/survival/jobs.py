@@ -270,7 +270,6 @@ def main(folder: str, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] and sys.argv[1] == "--default-sigint":
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        del sys.argv[1]
+    # Where a shell started the tests in the background, Ctrl-C is ignored from the start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1], json.loads(sys.argv[2]))
