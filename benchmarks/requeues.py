@@ -17,7 +17,9 @@ from time import perf_counter
 
 from benchmarks.environment import describe_environment, write_json
 from tests.slurm.cluster import Cluster, can_shape_links, missing
-from tests.slurm.disturbed import N_STEPS, assert_undisturbed, diary, requeued, run_whole
+from tests.slurm.disturbed import assert_undisturbed, diary, requeued, run_whole
+
+STEPS_A_REQUEUE = 5
 
 
 def main() -> None:
@@ -25,24 +27,25 @@ def main() -> None:
     if reason := missing():
         raise SystemExit(f"a SLURM cannot be started here: {reason}")
     with Cluster(2, 2, with_links=can_shape_links()) as cluster:
-        print(f"{N_STEPS} steps undisturbed", flush=True)
-        whole = run_whole(cluster)
+        n_steps = STEPS_A_REQUEUE * (args.times + 1)
+        print(f"{n_steps} steps undisturbed", flush=True)
+        whole = run_whole(cluster, n_steps)
         folder = cluster.shared / "straggler"
         start_s = perf_counter()
-        job = requeued(cluster, folder, args.times)
+        job = requeued(cluster, folder, args.times, n_steps)
         took_s = perf_counter() - start_s
         n_restarts = int(job.field("Restarts"))
-        assert_undisturbed(folder, whole, n_attempts=args.times + 1)
+        assert_undisturbed(folder, whole, args.times + 1, n_steps)
         n_steps_done = len(diary(folder))
     print(
         f"requeued {n_restarts} of {args.times} times in {took_s:.0f} s, {n_steps_done} steps done"
-        f" for {N_STEPS}, losses and weights equal bit by bit"
+        f" for {n_steps}, losses and weights equal bit by bit"
     )
     if args.output:
         result = {
             "n_requeues": args.times,
             "n_resumed": n_restarts,
-            "n_steps": N_STEPS,
+            "n_steps": n_steps,
             "n_steps_done": n_steps_done,
             "took_s": took_s,
         }
