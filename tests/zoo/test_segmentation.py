@@ -167,7 +167,10 @@ def test_climate_tiny_learns_and_is_evaluated(tmp_path: Path, program: Callable[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "optimizer"), [("deepcam", "lamb"), ("tiramisu", "larc_adam")])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("deepcam", "lamb"), ("tiramisu", "larc_adam"), ("deeplab_v3_plus", "larc_adam")],
+)
 def test_a_step_at_full_size(name: str, optimizer: str, tmp_path: Path) -> None:
     """768 x 1152 pixels, bf16, recomputed activations."""
     model = Segmentation(
