@@ -22,7 +22,7 @@ demo: $(STAMP)  ## crystals from their diffraction, two ranks, gradsched; TASK=s
 	$(BIN)/python -m zoo.train experiment=$(TASK)
 
 test: $(STAMP)  ## run all tests, a file on one of two workers; WORKERS=0: one after the other
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 soak: $(STAMP)  ## random graphs and faults on four ranks for ten minutes; SECONDS= for another time
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
