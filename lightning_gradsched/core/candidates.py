@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.forward_overlap import forward_overlap, forward_plans, step_s
 from lightning_gradsched.core.plan import (
     GroupPlan,
+    Planner,
     ddp,
     fixed_size,
     mg_wfbp,
@@ -17,7 +19,12 @@ from lightning_gradsched.core.plan import (
     single,
 )
 from lightning_gradsched.core.profile import BackwardProfile
-from lightning_gradsched.core.schedule import lower, lower_into_forward, lower_with_lag
+from lightning_gradsched.core.schedule import (
+    ReductionSchedule,
+    lower,
+    lower_into_forward,
+    lower_with_lag,
+)
 from lightning_gradsched.core.simulate import simulate
 
 MIB = 1 << 20
@@ -36,15 +43,10 @@ def candidates(profile: BackwardProfile, cost: CostModel, *, most: int) -> tuple
 
     Of equal predictions the one of fewer groups goes first: each launch costs compute time too.
     """
-    plans = [planner(profile, cost) for planner in (ddp, optimal, mg_wfbp, single, per_tensor)]
-    plans += [fixed_size(profile, cost, nbytes=nbytes) for nbytes in FIXED_SIZES_NBYTES]
-    # Of plans with the same groups the first named stays.
-    unlike = {plan.groups: plan for plan in reversed(plans)}.values()
-    ranked = sorted(
-        (Candidate(plan, _exposed_s(plan, profile, cost)) for plan in unlike),
-        key=lambda candidate: (candidate.exposed_s, len(candidate.plan.groups)),
-    )
-    own = next(candidate for candidate in ranked if candidate.plan.groups == plans[0].groups)
+    plans = _unlike_plans((ddp, optimal, mg_wfbp, single, per_tensor), profile, cost)
+    ranked = _ranked(plans, lower, profile, cost)
+    own_groups = ddp(profile, cost).groups
+    own = next(candidate for candidate in ranked if candidate.plan.groups == own_groups)
     others = [candidate for candidate in ranked if candidate is not own]
     return tuple(sorted([own, *others[: most - 1]], key=ranked.index))
 
@@ -63,35 +65,36 @@ def forward_candidates(
         unlike.setdefault(plan.groups, plan)
     others = [plan for plan in unlike.values() if plan.groups != own.groups]
     chosen = [*others[: most - 1], unlike.get(own.groups, own)]
-    return tuple(
-        sorted(
-            (Candidate(plan, _exposed_into_forward_s(plan, profile, cost)) for plan in chosen),
-            key=lambda candidate: (candidate.exposed_s, len(candidate.plan.launch_order)),
-        )
-    )
+    lowered = partial(lower_into_forward, profile=profile)
+    return tuple(_ranked(chosen, lowered, profile, cost))
 
 
 def lagged_candidates(
     profile: BackwardProfile, cost: CostModel, *, most: int
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions have the whole next step to themselves."""
-    plans = [planner(profile, cost) for planner in (ddp, single, optimal, mg_wfbp)]
+    plans = _unlike_plans((ddp, single, optimal, mg_wfbp), profile, cost)[::-1]
+    return tuple(_ranked(plans[:most], lower_with_lag, profile, cost))
+
+
+def _unlike_plans(
+    planners: Sequence[Planner], profile: BackwardProfile, cost: CostModel
+) -> list[GroupPlan]:
+    """Theirs and those of fixed sizes, last to first; of the same groups the first named stays."""
+    plans = [planner(profile, cost) for planner in planners]
     plans += [fixed_size(profile, cost, nbytes=nbytes) for nbytes in FIXED_SIZES_NBYTES]
-    unlike = list({plan.groups: plan for plan in reversed(plans)}.values())[::-1]
-
-    def exposed_s(plan: GroupPlan) -> float:
-        return simulate(lower_with_lag(plan), plan, profile, cost).exposed_s()
-
-    ranked = sorted(
-        (Candidate(plan, exposed_s(plan)) for plan in unlike[:most]),
-        key=lambda candidate: (candidate.exposed_s, len(candidate.plan.groups)),
-    )
-    return tuple(ranked)
+    return list({plan.groups: plan for plan in reversed(plans)}.values())
 
 
-def _exposed_into_forward_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
-    return simulate(lower_into_forward(plan, profile), plan, profile, cost).exposed_s()
+def _ranked(
+    plans: Sequence[GroupPlan],
+    lowered: Callable[[GroupPlan], ReductionSchedule],
+    profile: BackwardProfile,
+    cost: CostModel,
+) -> list[Candidate]:
+    """The most promising first; of equal predictions the one of fewer launches."""
 
+    def candidate(plan: GroupPlan) -> Candidate:
+        return Candidate(plan, simulate(lowered(plan), plan, profile, cost).exposed_s())
 
-def _exposed_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
-    return simulate(lower(plan), plan, profile, cost).exposed_s()
+    return sorted(map(candidate, plans), key=lambda c: (c.exposed_s, len(c.plan.launch_order)))
