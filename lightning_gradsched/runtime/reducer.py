@@ -227,7 +227,7 @@ class Reducer:
         Variable._execution_engine.queue_callback(final_callback)
         self._final_callback = weakref.ref(final_callback)
         self._state = State.RUNNING
-        self._announced, self._certain, self._only_counts = False, certain, False
+        self._announced, self._certain = False, certain
         if self.launches.recorder is not None:
             self.launches.recorder.backward_began()
         if self.profiler is not None:
