@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 
 from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.bucket import Bucket
 from lightning_gradsched.runtime.watchdog import Watchdog
 
@@ -38,7 +39,7 @@ class NanWatch:
             if not view.isfinite().all()
         ]
         names = [name for group in self._local.values() for name in group]
-        self._watchdog.remark(f"gradients of {_shortened(names)}" if names else "")
+        self._watchdog.remark(f"gradients of {some_of(names)}" if names else "")
 
     def look_after(self, buckets: Iterable[Bucket]) -> None:
         """Raise ``ReductionError`` if the mean over ranks holds NaN."""
@@ -56,15 +57,10 @@ class NanWatch:
             parts = [f"rank {rank} sent NaN or inf in {what}" for rank, what in remarks.items()]
             parts += [f"rank {rank} did not answer what it sent" for rank in silent]
             raise ReductionError(
-                f"detect_anomaly: the reduced gradients of {_shortened(names)} hold NaN;"
+                f"detect_anomaly: the reduced gradients of {some_of(names)} hold NaN;"
                 f" {'; '.join(parts) or 'no rank sent NaN or inf: the sum overflowed'}"
             )
 
 
 def _is_on() -> bool:
     return torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.graph import accumulate_node
 from lightning_gradsched.runtime.signals import Signal
@@ -140,9 +141,7 @@ class Bucket(Tally):
         ]
 
     def __str__(self) -> str:
-        names = ", ".join(slot.name for slot in self.slots[:3])
-        more = f" and {len(self.slots) - 3} more" if len(self.slots) > 3 else ""
-        return f"group {self.number} ({names}{more})"
+        return f"group {self.number} ({some_of([slot.name for slot in self.slots])})"
 
     def learn(self, coming: Container[Slot]) -> None:
         """Note where this backward's gradients came from; ``coming``: those that it announced."""

@@ -16,6 +16,7 @@ from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.reasons import Fastest
 from lightning_gradsched.errors import ConsensusError, PlanError
+from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.collectives import Collectives
 
 Result = TypeVar("Result")
@@ -239,8 +240,7 @@ def _explain_unfrozen(ranks: Unlike) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more if names else "none"
+    return some_of([repr(name) for name in names]) or "none"
 
 
 def _describe(table: list[list[Any]], index: int) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.collectives import Collectives, Work
 from lightning_gradsched.runtime.compiler_watch import CompilerWatch
 from lightning_gradsched.runtime.lazy import DueParameter, complete, make_lazy, settle
-from lightning_gradsched.runtime.module_hook import BeforeForward
+from lightning_gradsched.runtime.module_hook import hook_owners
 from lightning_gradsched.runtime.undisturbed import undisturbed
 
 Named = tuple[str, Tensor]  # a parameter
@@ -29,9 +30,8 @@ class _Message:
     work: Work = field(init=False)
 
     def __str__(self) -> str:
-        names = ", ".join(name for name, _ in self.members[:3])
-        more = f" and {len(self.members) - 3} more" if len(self.members) > 3 else ""
-        return f"the weights that rank {self.source} has updated ({names}{more})"
+        names = some_of([name for name, _ in self.members])
+        return f"the weights that rank {self.source} has updated ({names})"
 
 
 class GatheredWeights:
@@ -48,11 +48,7 @@ class GatheredWeights:
             self.flush, "shard_optimizer", "every step waits for all weights"
         )
         self.has_failed = False  # a wait: what is open can come no more
-        self._handles = [
-            owner.register_forward_pre_hook(BeforeForward(self._about_to_run))
-            for owner in module.modules()
-            if owner._parameters
-        ]
+        self._handles = hook_owners(module, self._about_to_run)
 
     @property
     def n_open(self) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 from weakref import WeakMethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class WeakHook:
@@ -36,6 +37,15 @@ class BeforeForward(WeakHook):
     def __call__(self, *args: Any) -> None:
         if not torch.compiler.is_compiling():
             super().__call__(*args)
+
+
+def hook_owners(module: nn.Module, method: Callable[..., None]) -> list[RemovableHandle]:
+    """Have ``method(owner, inputs)`` called before each module runs that owns parameters."""
+    return [
+        owner.register_forward_pre_hook(BeforeForward(method))
+        for owner in module.modules()
+        if owner._parameters
+    ]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

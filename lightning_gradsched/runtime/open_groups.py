@@ -24,7 +24,7 @@ from lightning_gradsched.runtime.bucket import Bucket, SparseBucket
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.compiler_watch import CompilerWatch
 from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
-from lightning_gradsched.runtime.module_hook import BeforeForward
+from lightning_gradsched.runtime.module_hook import hook_owners
 from lightning_gradsched.runtime.recorder import Recorder
 from lightning_gradsched.runtime.undisturbed import undisturbed
 
@@ -63,11 +63,7 @@ class OpenGroups:
             "overlap_forward",
             "every backward waits for its reductions, as with overlap_forward=False",
         )
-        self._handles = [
-            owner.register_forward_pre_hook(BeforeForward(self._about_to_run))
-            for owner in module.modules()
-            if owner._parameters
-        ]
+        self._handles = hook_owners(module, self._about_to_run)
 
     def __len__(self) -> int:
         return len(self._open)
