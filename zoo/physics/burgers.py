@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import PhysicsError
 from zoo.physics.integrating_factor import runge_kutta_step
-from zoo.physics.operator import Space
+from zoo.physics.sensed_field import SensedField
 
 
-class Burgers(nn.Module):
+class Burgers(SensedField):
     """Coefficients z [N, n_modes] -> u at evenly spaced sensors at `time`, [N, n_sensors].
 
-    du/dt + u du/dx = viscosity d^2u/dx^2 on [0, 1), periodic; u at 0 is sum_j z_j b_j with b_j the
-    sines and cosines of 2 pi k x, k = 1, 2, ..., times `amplitude` / k. Pseudo-spectral, two thirds
-    of the frequencies kept; diffusion exact by an integrating factor (Cox and Matthews 2002,
-    doi 10.1006/jcph.2002.6995), the rest by Runge and Kutta's fourth order. Differentiated through
-    all steps.
+    du/dt + u du/dx = viscosity d^2u/dx^2 on [0, 1), periodic; the field, u at 0, is sum_j z_j b_j
+    with b_j the sines and cosines of 2 pi k x, k = 1, 2, ..., times `amplitude` / k.
+    Pseudo-spectral, two thirds of the frequencies kept; diffusion exact by an integrating factor
+    (Cox and Matthews 2002, doi 10.1006/jcph.2002.6995), the rest by Runge and Kutta's fourth order.
+    Differentiated through all steps.
 
     Args:
         n: points. n_steps: of time.
@@ -31,8 +31,6 @@ class Burgers(nn.Module):
     Raises:
         PhysicsError: more sensors than points, more modes than frequencies, or none.
     """
-
-    is_linear = False
 
     def __init__(
         self,
@@ -44,39 +42,24 @@ class Burgers(nn.Module):
         time: float = 0.5,
         n_steps: int = 10,
     ) -> None:
-        super().__init__()
         if not (1 <= n_sensors <= n and 1 <= n_modes <= 2 * (n // 2 - 1)):
             raise PhysicsError(
                 f"expected 1 to {n} sensors and 1 to {2 * (n // 2 - 1)} modes on {n} points, got "
                 f"{n_sensors} and {n_modes}"
             )
-        self.n = n
+        sensors = [place * n // n_sensors for place in range(n_sensors)]
+        super().__init__(amplitude * _waves(n, n_modes), sensors, (n,))
         self.n_steps = n_steps
         self.step = time / n_steps
-        self.domain, self.codomain = Space((n_modes,)), Space((n_sensors,))
-        self.sensors = [place * n // n_sensors for place in range(n_sensors)]
         k = 2.0 * math.pi * torch.fft.rfftfreq(n, 1.0 / n, dtype=torch.float64)
         kept = (k < 2.0 * math.pi * n / 3.0).double()
         buffers = {
             "half_decay": torch.exp(-0.5 * self.step * viscosity * k**2),
             "kept": kept,
             "minus_half_slope": -0.5j * k * kept,
-            "basis": amplitude * _waves(n, n_modes),
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.domain.require("z", z)
-        return self.observed(self.state(z))
-
-    def observed(self, state: Tensor) -> Tensor:
-        """u [N, n] at the sensors, [N, n_sensors]."""
-        return state[:, self.sensors]
-
-    def field(self, z: Tensor) -> Tensor:
-        """u at time 0, [N, n]."""
-        return z @ self.basis.to(z.dtype).T
 
     def state(self, z: Tensor) -> Tensor:
         """u at `time`, [N, n]."""
@@ -84,11 +67,11 @@ class Burgers(nn.Module):
         decay = self.half_decay.to(z.dtype)
         for _ in range(self.n_steps):
             spectrum = runge_kutta_step(spectrum, self._tendency, decay, self.step)
-        return torch.fft.irfft(spectrum, n=self.n)
+        return torch.fft.irfft(spectrum, n=self.shape[0])
 
     def _tendency(self, spectrum: Tensor) -> Tensor:
         """-d(u^2 / 2)/dx, in frequencies."""
-        u = torch.fft.irfft(spectrum * self.kept.to(spectrum.real.dtype), n=self.n)
+        u = torch.fft.irfft(spectrum * self.kept.to(spectrum.real.dtype), n=self.shape[0])
         return torch.fft.rfft(u**2) * self.minus_half_slope.to(spectrum.dtype)
 
 

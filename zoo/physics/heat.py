@@ -6,14 +6,13 @@ doi 10.1137/22M1526708): -div(e^u grad w) = 20 on the unit square.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import PhysicsError
-from zoo.physics.operator import Space
+from zoo.physics.sensed_field import SensedField, random_sensors
 
 SOURCE = 20.0
 
@@ -33,16 +32,10 @@ def karhunen_loeve_basis(side: int, n_modes: int, length: float = 0.3) -> Tensor
     return vectors * signs * values.clamp_min(0.0).sqrt()
 
 
-def random_sensors(side: int, n_sensors: int, seed: int) -> list[int]:
-    """Sorted indices of distinct cells of a side x side grid."""
-    generator = torch.Generator().manual_seed(seed)
-    return sorted(torch.randperm(side**2, generator=generator)[:n_sensors].tolist())
-
-
-class Heat(nn.Module):
+class Heat(SensedField):
     """Coefficients z [N, n_modes] -> temperatures w at the sensors, [N, n_sensors].
 
-    u = basis z is the logarithm of the conductivity in the cells of a side x side grid;
+    The field u = basis z is the logarithm of the conductivity in the cells of a side x side grid;
     -div(e^u grad w) = 20 by finite volumes, harmonic means on the faces; w = 0 on the right, upper
     and lower side, no flux through the left one. Solved by `solve_conduction`, batched, and
     differentiated through the solution.
@@ -57,8 +50,6 @@ class Heat(nn.Module):
         PhysicsError: more sensors or modes than cells, or none.
     """
 
-    is_linear = False
-
     def __init__(
         self,
         side: int = 16,
@@ -68,29 +59,14 @@ class Heat(nn.Module):
         deviation: float = 1.0,
         sensor_seed: int = 0,
     ) -> None:
-        super().__init__()
         if not (1 <= n_sensors <= side**2 and 1 <= n_modes <= side**2):
             raise PhysicsError(
                 f"expected 1 to {side**2} sensors and modes on a grid of {side} x {side}, got "
                 f"{n_sensors} and {n_modes}"
             )
-        self.side = side
-        self.domain, self.codomain = Space((n_modes,)), Space((n_sensors,))
-        self.sensors: Sequence[int] = random_sensors(side, n_sensors, sensor_seed)
         basis = deviation * karhunen_loeve_basis(side, n_modes, length)
-        self.register_buffer("basis", basis, persistent=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.domain.require("z", z)
-        return self.observed(self.state(z))
-
-    def observed(self, state: Tensor) -> Tensor:
-        """w [N, side, side] at the sensors, [N, n_sensors]."""
-        return state.flatten(1)[:, self.sensors]
-
-    def field(self, z: Tensor) -> Tensor:
-        """u, the logarithm of the conductivity, [N, side, side]."""
-        return (z @ self.basis.to(z.dtype).T).unflatten(1, (self.side, self.side))
+        super().__init__(basis, random_sensors(side, n_sensors, sensor_seed), (side, side))
+        self.side = side
 
     def state(self, z: Tensor) -> Tensor:
         """w, [N, side, side]."""

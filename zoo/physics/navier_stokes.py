@@ -9,15 +9,13 @@ where the sensors are, and the method in time are this project's choice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import PhysicsError
-from zoo.physics.heat import random_sensors
 from zoo.physics.integrating_factor import runge_kutta_step
-from zoo.physics.operator import Space
+from zoo.physics.sensed_field import SensedField, random_sensors
 
 
 def gaussian_field_basis(side: int, n_modes: int) -> Tensor:
@@ -52,14 +50,14 @@ def _half_plane(largest: int) -> list[tuple[int, int]]:
     return sorted(waves, key=lambda k: (k[0] ** 2 + k[1] ** 2, -k[0], -k[1]))
 
 
-class NavierStokes(nn.Module):
+class NavierStokes(SensedField):
     """Coefficients z [N, n_modes] -> vorticity at the sensors at `time`, [N, n_sensors].
 
     d omega / dt + v . grad omega = viscosity Laplace omega + 0.1 (sin(2 pi (x + y)) +
-    cos(2 pi (x + y))), v the curl of the stream function; omega at 0 is `basis` z. Pseudo-spectral,
-    two thirds of the frequencies kept; diffusion exact by an integrating factor (Cox and Matthews
-    2002, doi 10.1006/jcph.2002.6995), the rest by Runge and Kutta's fourth order. Differentiated
-    through all steps.
+    cos(2 pi (x + y))), v the curl of the stream function; the field, omega at 0, is `basis` z.
+    Pseudo-spectral, two thirds of the frequencies kept; diffusion exact by an integrating factor
+    (Cox and Matthews 2002, doi 10.1006/jcph.2002.6995), the rest by Runge and Kutta's fourth order.
+    Differentiated through all steps.
 
     Args:
         side: points a side. n_steps: of time.
@@ -68,8 +66,6 @@ class NavierStokes(nn.Module):
     Raises:
         PhysicsError: more sensors than points, more modes than frequencies, or none.
     """
-
-    is_linear = False
 
     def __init__(
         self,
@@ -81,29 +77,14 @@ class NavierStokes(nn.Module):
         n_steps: int = 10,
         sensor_seed: int = 0,
     ) -> None:
-        super().__init__()
         if not 1 <= n_sensors <= side**2:
             raise PhysicsError(f"expected 1 to {side**2} sensors, got {n_sensors}")
-        self.side = side
+        sensors = random_sensors(side, n_sensors, sensor_seed)
+        super().__init__(gaussian_field_basis(side, n_modes), sensors, (side, side))
         self.n_steps = n_steps
         self.step = time / n_steps
-        self.domain, self.codomain = Space((n_modes,)), Space((n_sensors,))
-        self.sensors: Sequence[int] = random_sensors(side, n_sensors, sensor_seed)
         for name, buffer in _spectral(side, viscosity, self.step).items():
             self.register_buffer(name, buffer, persistent=False)
-        self.register_buffer("basis", gaussian_field_basis(side, n_modes), persistent=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        self.domain.require("z", z)
-        return self.observed(self.state(z))
-
-    def observed(self, state: Tensor) -> Tensor:
-        """omega [N, side, side] at the sensors, [N, n_sensors]."""
-        return state.flatten(1)[:, self.sensors]
-
-    def field(self, z: Tensor) -> Tensor:
-        """omega at time 0, [N, side, side]."""
-        return (z @ self.basis.to(z.dtype).T).unflatten(1, (self.side, self.side))
 
     def state(self, z: Tensor) -> Tensor:
         """omega at `time`, [N, side, side]."""
@@ -111,13 +92,13 @@ class NavierStokes(nn.Module):
         decay = self.half_decay.to(z.dtype)
         for _ in range(self.n_steps):
             spectrum = runge_kutta_step(spectrum, self._tendency, decay, self.step)
-        return torch.fft.irfft2(spectrum, s=(self.side, self.side))
+        return torch.fft.irfft2(spectrum, s=self.shape)
 
     def _tendency(self, spectrum: Tensor) -> Tensor:
         """-v . grad omega + forcing, in frequencies: the divergence of omega v."""
-        shape = (self.side, self.side)
         to_fields = self.to_fields.to(spectrum.dtype)
-        down, across, omega = torch.fft.irfft2(spectrum[:, None] * to_fields, s=shape).unbind(1)
+        fields = torch.fft.irfft2(spectrum[:, None] * to_fields, s=self.shape)
+        down, across, omega = fields.unbind(1)
         fluxes = torch.fft.rfft2(torch.stack([down * omega, across * omega], 1))
         advected = (fluxes * self.minus_divergence.to(spectrum.dtype)).sum(1)
         return advected + self.forcing.to(spectrum.dtype)
