@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,6 +18,7 @@ from zoo.metric.fourier_ring import fourier_ring_correlation, frc_cutoff
 from zoo.metric.relative_error import norm_difference, relative_l2
 from zoo.metric.sample_scores import SampleScores
 from zoo.model.diffraction_input import DiffractionInput, Standardisation, moments_of
+from zoo.model.scored import Scored, scheduled
 from zoo.net.flop import forward_flop
 
 COLUMNS = ("rel_l2", "rel_l2_mean_predictor", "norm_difference", "ssim", "frc_cutoff")
@@ -38,7 +38,7 @@ class DiffractionBatch(NamedTuple):
     potential: Tensor
 
 
-class Diffraction(L.LightningModule):
+class Diffraction(Scored):
     """Trains `net` to give the projected potential that a scanned beam was scattered by.
 
     Before training the means and standard deviations of the network's inputs, and of the potential,
@@ -118,30 +118,8 @@ class Diffraction(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(truth))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.val_dataloaders.dataset)
-
-    def validation_step(self, batch: DiffractionBatch, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.test_dataloaders.dataset)
-
-    def test_step(self, batch: DiffractionBatch, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(self.net.parameters())
-        if self._scheduler is None:
-            return optimizer
-        schedule: dict[str, Any] = {"scheduler": self._scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(self._optimizer(self.net.parameters()), self._scheduler)
 
     def forward_flop_per_sample(self, batch: DiffractionBatch) -> int:
         """For `zoo.callback.throughput`: of the network; the input's scaling is left out."""

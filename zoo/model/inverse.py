@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,11 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.data.samples import Sample
 from zoo.metric.sample_errors import SampleErrors, psnr, relative_error
+from zoo.model.scored import Scored, scheduled
 
 COLUMNS = ("relative_error", "psnr", "squared_error")
 
 
-class Inverse(L.LightningModule):
+class Inverse(Scored):
     """Trains `net`: data -> estimate of the truth, by least squares (nDNN, supervised regression).
 
     Logs `train/loss` a step, and as means over the samples `val/` and `test/`: `relative_error`,
@@ -54,30 +54,8 @@ class Inverse(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.truth))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.val_dataloaders.dataset)
-
-    def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.test_dataloaders.dataset)
-
-    def test_step(self, batch: Sample, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(self.parameters())
-        if self._scheduler is None:
-            return optimizer
-        schedule: dict[str, Any] = {"scheduler": self._scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(self._optimizer(self.parameters()), self._scheduler)
 
     def errors(self, batch: Sample) -> Tensor:
         """[N, 3] by `COLUMNS`."""

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.data.ptychography import Patterns
 from zoo.data.ptychography_file import read_scan
+from zoo.model.scored import scheduled
 from zoo.physics.noise import amplitude_residual, poisson_deviance
 from zoo.physics.ptychography import (
     add_patches,
@@ -109,11 +110,9 @@ class Ptychography(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         probe = {"params": [self.probe_parts], "lr": self.probe_lr}
-        optimizer = self._optimizer([{"params": list(self.net.parameters())}, probe])
-        if self._scheduler is None:
-            return optimizer
-        schedule: dict[str, Any] = {"scheduler": self._scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(
+            self._optimizer([{"params": list(self.net.parameters())}, probe]), self._scheduler
+        )
 
     def _expected(self, image: Tensor, batch: Patterns) -> Tensor:
         return diffract(image, self.probe, batch.corners, batch.fractions)

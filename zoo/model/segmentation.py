@@ -17,12 +17,13 @@ from zoo.errors import CheckpointError, UserError
 from zoo.loss.class_weights import ClassWeighted
 from zoo.metric.iou import confusion_matrices, summarize
 from zoo.metric.sample_scores import SampleScores
+from zoo.model.scored import Scored, scheduled
 from zoo.net.flop import forward_flop
 
 DATA_KEY = "climate_data"
 
 
-class Segmentation(L.LightningModule):
+class Segmentation(Scored):
     """Trains `net` to tell the class of every pixel.
 
     What the net was trained on comes from the data module, which normalises the fields:
@@ -84,30 +85,8 @@ class Segmentation(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.val_dataloaders.dataset)
-
-    def validation_step(self, batch: ClimateBatch, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.test_dataloaders.dataset)
-
-    def test_step(self, batch: ClimateBatch, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(self.net.parameters())
-        if self._scheduler is None:
-            return optimizer
-        schedule: dict[str, Any] = {"scheduler": self._scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(self._optimizer(self.net.parameters()), self._scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[DATA_KEY] = self.data

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,10 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.data.photographs import Pair, Picture
 from zoo.metric.convention import MetricConvention
 from zoo.metric.picture_scores import PictureScores, summarize
+from zoo.model.scored import Scored, scheduled
 from zoo.physics.bicubic import upsample
 
 
-class SuperResolution(L.LightningModule):
+class SuperResolution(Scored):
     """Trains `net` to undo bicubic downsampling.
 
     Logs `train/loss` a step, and on whole pictures `val/` and `test/`: `psnr`, `psnr_bicubic`,
@@ -57,30 +57,8 @@ class SuperResolution(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.low))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.val_dataloaders.dataset)
-
-    def validation_step(self, batch: Picture, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._begin_scoring(self.trainer.test_dataloaders.dataset)
-
-    def test_step(self, batch: Picture, batch_idx: int) -> None:
-        self._score(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test")
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer(self.parameters())
-        if self._scheduler is None:
-            return optimizer
-        schedule: dict[str, Any] = {"scheduler": self._scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return scheduled(self._optimizer(self.parameters()), self._scheduler)
 
     def _begin_scoring(self, pictures: Any) -> None:
         self._picture_scores = PictureScores(len(pictures), self.convention).to(self.device)
