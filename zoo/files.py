@@ -32,7 +32,7 @@ def written_whole(path: Path, beside: Path | None = None) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
-    with written_whole(path) as fresh:
+def write_json(path: Path, content: dict[str, Any], beside: Path | None = None) -> None:
+    """Write `content` as indented JSON, whole or not at all; `beside` as in `written_whole`."""
+    with written_whole(path, beside) as fresh:
         fresh.write_text(json.dumps(content, indent=2) + "\n")

@@ -88,7 +88,9 @@ class ShardWriter:
                 entry = FileEntry(
                     path.name, len(self.samples_of(shard)), fresh.stat().st_size, sha256_of(fresh)
                 )
-            write_json(self._record(shard), {"entry": asdict(entry), "of": self._identity()})
+            record = self._record(shard)
+            content = {"entry": asdict(entry), "of": self._identity()}
+            write_json(record, content, beside=record.with_suffix(".partial.json"))
         except OSError as error:
             raise write_error(path, error) from error
         return entry
@@ -217,7 +219,7 @@ def generate_shards(
 
     Args:
         make_sample: a pure function of the index; with several processes it must pickle.
-        progress: wraps an iterable of so many finished shards, such as `zoo.progress.track`.
+        progress: wraps an iterable of so many finished shards, such as `zoo.progress.progress`.
     """
     missing = writer.open_shards()
     track = progress or (lambda done, _: iter(done))
