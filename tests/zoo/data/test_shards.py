@@ -79,6 +79,12 @@ def test_a_killed_generator_resumes_to_the_same_bytes(shards: Path, tmp_path: Pa
     assert contents(tmp_path) == contents(shards)
 
 
+def test_half_a_record_that_a_kill_has_left_is_written_over(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / ".shard-00000.h5.partial.json").write_text('{"entry"')
+    write_set(tmp_path)
+    assert contents(tmp_path) == contents(shards)
+
+
 def test_another_data_set_in_the_folder_is_refused(tmp_path: Path) -> None:
     write_set(tmp_path, n_samples=4)
     with pytest.raises(SchemaMismatchError, match=r"expected n_samples 9, got 4"):
