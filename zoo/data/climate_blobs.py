@@ -20,7 +20,7 @@ class Blob(NamedTuple):
     Attributes:
         rows, columns: [n] of its pixels.
         west_column, n_columns: of the box, which may go over the date line.
-        meridional_km: the box's height. zonal_km: its width on the row nearer to the equator.
+        meridional_km: the box's height.
         diagonal_km: between opposite corners of the box, along a great circle.
     """
 
@@ -31,7 +31,6 @@ class Blob(NamedTuple):
     n_columns: int
     area_km2: float
     meridional_km: float
-    zonal_km: float
     diagonal_km: float
 
 
@@ -88,7 +87,6 @@ def _blob(number: int, rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Blo
     west, n_columns = _columns_spanned(columns, grid)
     latitudes = grid.latitude_deg[[rows.min(), rows.max()]]
     width_deg = (n_columns - 1) * grid.longitude_step_deg
-    nearer_deg = latitudes[np.abs(latitudes).argmin()]
     return Blob(
         number,
         rows,
@@ -97,7 +95,6 @@ def _blob(number: int, rows: np.ndarray, columns: np.ndarray, grid: Grid) -> Blo
         n_columns,
         float(grid.cell_area_km2[rows].sum()),
         float(abs(np.diff(latitudes)[0]) * KM_PER_DEG),
-        float(distance_deg(nearer_deg, 0.0, nearer_deg, width_deg) * KM_PER_DEG),
         float(distance_deg(latitudes[0], 0.0, latitudes[1], width_deg) * KM_PER_DEG),
     )
 

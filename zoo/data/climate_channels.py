@@ -48,8 +48,6 @@ TABLE: tuple[Channel, ...] = (
 
 CHANNELS: tuple[str, ...] = tuple(channel.name for channel in TABLE)
 """In the order of the files."""
-
-CHANNELS_4 = ("TMQ", "U850", "V850", "PRECT")
 """The subset that S6 trained on at Piz Daint."""
 
 CLASS_NAMES = ("background", "tropical_cyclone", "atmospheric_river")

@@ -76,12 +76,10 @@ def deepcam_table() -> ChannelTable:
     )  # fmt: skip
 
 
-def read_statistics_file(path: Path, names: Sequence[str] | None = None) -> ChannelTable:
+def read_statistics_file(path: Path) -> ChannelTable:
     """S6's layout, `/climate/stats` [C, 4] of mean, max, min, std; or DeepCAM's, a dataset each.
 
-    Args:
-        names: of the channels; those that the file lists in `/climate/channels`, or CAM5's sixteen,
-            by default.
+    Its channels are those that it lists in `/climate/channels`, or CAM5's sixteen.
 
     Raises:
         DataFileError: there is no such file, or it has neither layout.
@@ -98,7 +96,7 @@ def read_statistics_file(path: Path, names: Sequence[str] | None = None) -> Chan
             f"sqmean, minval and maxval (DeepCAM), got {error}. Next, set data.statistics=deepcam "
             "or train."
         ) from error
-    names = tuple(names or listed or CHANNELS)
+    names = listed or CHANNELS
     lengths = {key: len(values) for key, values in columns.items()}
     if set(lengths.values()) != {len(names)}:
         raise ChannelError(
@@ -160,7 +158,7 @@ def table_of(statistics: ChannelStatistics, names: Sequence[str], source: str) -
     return ChannelTable(tuple(names), source, *(np.array(each) for each in moments), p1, p50, p99)
 
 
-def write_statistics_file(root: Path, manifest: Manifest, path: Path) -> ChannelTable:
+def write_statistics_file(root: Path, manifest: Manifest, path: Path) -> None:
     """One pass over all snapshots; both layouts in one file, in float64.
 
     Args:
@@ -184,4 +182,3 @@ def write_statistics_file(root: Path, manifest: Manifest, path: Path) -> Channel
         for name, values in columns.items():
             file.create_dataset(f"climate/{name}", data=values, track_times=False)
         file["climate"].create_dataset("channels", data=list(field.channels), track_times=False)
-    return table
