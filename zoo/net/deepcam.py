@@ -6,7 +6,7 @@ Chollet 2017, arXiv 1610.02357, aligned as in Chen et al. 2018, arXiv 1802.02611
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -174,8 +174,9 @@ class DeepCAM(nn.Module):
     def _joined(self, x: Tensor, fine: Tensor) -> Tensor:
         return self.join(torch.cat([self.ups(x), self.fine(fine)], dim=1))
 
-    def _part(self, function: nn.Module, *inputs: Tensor) -> Tensor:
-        return recomputed(self, function, *inputs) if self.checkpointing else function(*inputs)
+    def _part(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        holder = function if isinstance(function, nn.Module) else self
+        return recomputed(holder, function, *inputs, enabled=self.checkpointing)
 
 
 def _up(channels: int, periodic: bool) -> list[nn.Module]:

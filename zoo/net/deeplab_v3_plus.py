@@ -8,7 +8,7 @@ features before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -122,7 +122,7 @@ class DeepLabV3Plus(nn.Module):
                 "decoder=deconv1x norm=batch units=[3, 4, 6, 3]"
             )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.decoder, self.periodic = decoder, periodic
+        self.periodic = periodic
         self.checkpointing = activation_checkpointing
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         make_norm = NORMS[norm]
@@ -169,5 +169,6 @@ class DeepLabV3Plus(nn.Module):
         x = upsampled(coarse, 2, self.periodic) if self.up is None else self.up(coarse)
         return self.join(torch.cat([x, self.fine(fine)], dim=1))
 
-    def _part(self, function: nn.Module, *inputs: Tensor) -> Tensor:
-        return recomputed(self, function, *inputs) if self.checkpointing else function(*inputs)
+    def _part(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        holder = function if isinstance(function, nn.Module) else self
+        return recomputed(holder, function, *inputs, enabled=self.checkpointing)

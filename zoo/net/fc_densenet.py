@@ -61,9 +61,7 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.checkpointing:
-            return recomputed(self, self._features, x)
-        return self._features(x)
+        return recomputed(self, self._features, x, enabled=self.checkpointing)
 
     def _features(self, x: Tensor) -> Tensor:
         features: list[Tensor] = []

@@ -14,14 +14,17 @@ from torch.utils.checkpoint import checkpoint
 Result = TypeVar("Result")
 
 
-def recomputed(module: nn.Module, function: Callable[..., Result], *inputs: Tensor) -> Result:
+def recomputed(
+    module: nn.Module, function: Callable[..., Result], *inputs: Tensor, enabled: bool = True
+) -> Result:
     """`function(*inputs)`, whose activations backward computes again; the same gradients.
 
     Args:
         module: holds the parameters that `function` uses. Its batch normalizations count the
             samples once, not once more in backward (compiled they still count twice).
+        enabled: False keeps the activations.
     """
-    if not torch.is_grad_enabled():
+    if not enabled or not torch.is_grad_enabled():
         return function(*inputs)
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     if not norms or torch.compiler.is_compiling():

@@ -111,7 +111,7 @@ class ResNetV2(nn.Module):
         x = self.pool(self.stem(x))
         fine = x
         for index, unit in enumerate(self.units):
-            x, features = recomputed(unit, unit, x) if self.checkpointing else unit(x)
+            x, features = recomputed(unit, unit, x, enabled=self.checkpointing)
             if index == self.n_fine - 1:
                 fine = features
         return torch.relu(self.norm(x)), fine
