@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def _problem(n_train: int) -> Problem:
     return Problem(
         operator,
         partial(MLP, 24, 64, (256, 256)),
-        lambda seed: DigitsDataModule(operator, n_train=n_train, seed=seed),
+        cache(lambda seed: DigitsDataModule(operator, n_train=n_train, seed=seed)),
         n_steps=600,
     )
 

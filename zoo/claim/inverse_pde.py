@@ -62,18 +62,26 @@ class Setting(NamedTuple):
 def measure(setting: Setting, advance: Advance) -> Measured:
     """Errors of the field for each kind, number of samples and seed, and Tikhonov's."""
     runs, n_runs = [], setting.n_seeds * len(setting.sizes) * len(setting.kinds) + 1
-    tikhonov = _tikhonov_error(setting)
+    # All nets and Tikhonov are tested on the same samples, and weigh the data alike.
+    reference = _data(setting, 1, 0)
+    test, weight = reference.samples("test"), reference.noise_std() ** -2
+    tikhonov = _tikhonov_error(setting, test, weight)
     for seed in range(setting.n_seeds):
         for n_train in setting.sizes:
             for kind in setting.kinds:
                 advance((len(runs) + 1) / n_runs)
-                runs.append(_run(setting, kind, n_train, seed))
+                data = _data(setting, n_train, seed)
+                L.seed_everything(seed, verbose=False)
+                model = _model(setting, kind, n_train, seed, weight)
+                _fitted(model, data, setting.n_steps)
+                labels = {"kind": kind, "n_train": n_train, "seed": seed}
+                runs.append(labels | _errors(setting, model, test))
     advance(1.0)
     return {"seeds": list(range(setting.n_seeds)), "tikhonov": tikhonov, "runs": runs}
 
 
 def _data(setting: Setting, n_train: int, seed: int) -> CoefficientsDataModule:
-    # The training data are the seed's; all nets and Tikhonov are tested on the same.
+    # The training data are the seed's.
     sizes = {"n_train": n_train, "n_val": 1, "n_test": setting.n_test}
     data = CoefficientsDataModule(setting.operator, setting.noise, seed=seed, **sizes)
     # Second-order steps, whose differences of losses end early in single precision.
@@ -81,17 +89,8 @@ def _data(setting: Setting, n_train: int, seed: int) -> CoefficientsDataModule:
     return data
 
 
-def _test(setting: Setting) -> Samples:
-    return _data(setting, 1, 0).samples("test")
-
-
-def _weight(setting: Setting) -> float:
-    return _data(setting, 1, 0).noise_std() ** -2
-
-
-def _tikhonov_error(setting: Setting) -> float:
-    test = _test(setting)
-    solver = Tikhonov(setting.operator, _weight(setting), n_iterations=setting.n_iterations)
+def _tikhonov_error(setting: Setting, test: Samples, weight: float) -> float:
+    solver = Tikhonov(setting.operator, weight, n_iterations=setting.n_iterations)
     # In chunks, or else memory would be that of all samples' time steps.
     estimate = torch.cat([solver(chunk) for chunk in test.data.split(50)])
     return _field_error(setting, estimate, test.truth)
@@ -103,18 +102,11 @@ def _field_error(setting: Setting, estimate: Tensor, truth: Tensor) -> float:
     return float(relative_error(field(estimate), field(truth)).mean())
 
 
-def _run(setting: Setting, kind: str, n_train: int, seed: int) -> dict[str, float | int | str]:
-    data, test = _data(setting, n_train, seed), _test(setting)
-    L.seed_everything(seed, verbose=False)
-    model = _model(setting, kind, n_train, seed)
-    _fitted(model, data, setting.n_steps)
-    with torch.no_grad():
-        estimate = model.eval()(test.data)
-    result = {"kind": kind, "n_train": n_train, "seed": seed}
-    result["error"] = _field_error(setting, estimate, test.truth)
+@torch.no_grad()
+def _errors(setting: Setting, model: ModelConstrained, test: Samples) -> dict[str, float]:
+    result = {"error": _field_error(setting, model.eval()(test.data), test.truth)}
     if isinstance(model, Autoencoder):
-        with torch.no_grad():
-            predicted, clean = model.surrogate(test.truth), setting.operator(test.truth)
+        predicted, clean = model.surrogate(test.truth), setting.operator(test.truth)
         result["forward_error"] = float(relative_error(predicted, clean).mean())
     return result
 
@@ -128,7 +120,7 @@ def _fitted(model: ModelConstrained, data: CoefficientsDataModule, n_steps: int)
         quiet_trainer(n_steps, precision="64-true").fit(model.train(), data)
 
 
-def _model(setting: Setting, kind: str, n_train: int, seed: int) -> ModelConstrained:
+def _model(setting: Setting, kind: str, n_train: int, seed: int, weight: float) -> ModelConstrained:
     operator = setting.operator
     n_data, n_coefficients = operator.codomain.shape[0], operator.domain.shape[0]
     net = MLP(n_data, n_coefficients, setting.hidden, "tanh", whiten=True)
@@ -138,7 +130,7 @@ def _model(setting: Setting, kind: str, n_train: int, seed: int) -> ModelConstra
     common = {
         "optimizer": optimizer,
         "kind": kind,
-        "weight": _weight(setting),
+        "weight": weight,
         "randomization": setting.randomization,
         "copies": max(1, setting.samples_a_step // n_train),
         "noise_seed": seed,
@@ -184,23 +176,19 @@ def table(measured: Measured, published: dict[str, tuple[str, str]]) -> Rows:
     header = ["method"]
     for n_train in sizes:
         header += [f"{n_train}: measured", f"{n_train}: published"]
-    header += [f"forward, {n_train}" for n_train in sizes]
+    forward = sizes if any("forward_error" in run for run in measured["runs"]) else []
+    header += [f"forward, {n_train}" for n_train in forward]
     rows = []
     for kind in kinds:
         cells = []
         for n_train, known in zip(sizes, published.get(kind, ("", "")), strict=True):
             mean, spread = mean_and_spread(errors(measured, kind, n_train))
             cells += [f"{100 * mean:.2f} ± {100 * spread:.2f}", known]
-        cells += [_forward(measured, kind, n_train) for n_train in sizes]
+        cells += [_forward(measured, kind, n_train) for n_train in forward]
         rows.append([NAMES[kind], *cells])
     known = published["tikhonov"][0]
     last = [f"{100 * measured['tikhonov']:.2f}", known] * len(sizes)
-    rows.append(["Tikhonov", *last, *[""] * len(sizes)])
-    if not any("forward_error" in run for run in measured["runs"]):
-        header, rows = (
-            header[: -len(sizes)],
-            [row[: -len(sizes)] for row in rows],
-        )
+    rows.append(["Tikhonov", *last, *[""] * len(forward)])
     return Rows(header, rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def _problem(net: str, n_steps: int) -> Problem:
     operator = Dense(BicubicDownsampling((1, _SIDE_PX, _SIDE_PX), _SCALE), flat)
     n_low, n_high = (_SIDE_PX // _SCALE) ** 2, _SIDE_PX**2
     fresh = partial(MLP, n_low, n_high, (128, 128)) if flat else partial(ESPCN, (16, 16), _SCALE)
-    return Problem(operator, fresh, partial(_data, operator), n_steps)
+    return Problem(operator, fresh, cache(partial(_data, operator)), n_steps)
 
 
 def _data(operator: nn.Module, seed: int) -> PatchesDataModule:

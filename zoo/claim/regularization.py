@@ -58,7 +58,7 @@ class Problem(NamedTuple):
     Attributes:
         operator: linear; its data are the net's input.
         net: a fresh one; random weights by torch's generator.
-        data: seed -> samples.
+        data: seed -> samples; asked for many times, so it had better remember.
         n_steps: of Adam on the whole training set.
     """
 

@@ -35,7 +35,8 @@ def describe_files(root: Path, names: Sequence[str]) -> Manifest:
     manifest = index_files(root, progress(names, len(names), "Indexing"), schema)
     expected = schema["fields"].channels
     for entry in progress(manifest.files, len(manifest.files), "Comparing channels"):
-        got = _channels_in(root / entry.path, len(expected))
+        with open_hdf5(root / entry.path) as file:
+            got = _channels_of(file, root / entry.path, len(expected))
         if got != expected:
             raise ChannelError(
                 f"{root / entry.path}: expected the channels {list(expected)}, as "
@@ -59,7 +60,7 @@ def schema_of(path: Path) -> Schema:
                 f"{path}: expected /climate/data of [H, W, C] or [N, H, W, C], got {got}. Next, "
                 "correct data.files."
             )
-        names = _channels_in(path, data.shape[-1])
+        names = _channels_of(file, path, data.shape[-1])
         schema = {"fields": Field("climate/data", data.shape[-3:], str(data.dtype), "HWC", names)}
         for name in LABELS:
             if (found := file.get(f"climate/{name}")) is not None:
@@ -83,9 +84,8 @@ def _label_field(path: Path, label: h5py.Dataset, data: h5py.Dataset) -> Field:
     return Field(dataset, shape, dtype, "CHW", planes, n_classes=len(CLASS_NAMES))
 
 
-def _channels_in(path: Path, n_channels: int) -> tuple[str, ...]:
-    with open_hdf5(path) as file:
-        listed = channels_of(file["climate"])
+def _channels_of(file: h5py.File, path: Path, n_channels: int) -> tuple[str, ...]:
+    listed = channels_of(file["climate"])
     names = listed or (CHANNELS if n_channels == len(CHANNELS) else ())
     if len(names) != n_channels:
         got = f"{len(names)} names, {list(names)}" if names else "no names"
