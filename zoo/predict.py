@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.checkpoint import config_of, given_checkpoint, read_checkpoint, restored_model
 from zoo.data.climate_input import Snapshots, open_snapshots
 from zoo.data.climate_normalization import Normalization
+from zoo.data.values import not_finite
 from zoo.errors import (
     BadSampleError,
     CheckpointError,
@@ -126,10 +127,9 @@ class Predictor:
             )
         channels = self.scaling.channels
         for name in channels:
-            if n_bad := int(fields[name].size - np.isfinite(fields[name]).sum()):
+            if wrong := not_finite(fields[name]):
                 raise BadSampleError(
-                    f"{where}: {name} expected finite numbers, got {n_bad} NaN or infinite. Next, "
-                    "fill what is missing."
+                    f"{where}: {name} expected {wrong}. Next, fill what is missing."
                 )
         stacked = np.stack([fields[name] for name in channels], axis=-1)
         batch = torch.from_numpy(stacked).movedim(-1, 0)[None].to(self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -47,29 +48,28 @@ class Grid:
     def shape(self) -> tuple[int, int]:
         return len(self.latitude_deg), len(self.longitude_deg)
 
-    @property
+    @cached_property
     def latitude_step_deg(self) -> float:
         """Negative where latitudes fall."""
         return float(np.diff(self.latitude_deg).mean())
 
-    @property
+    @cached_property
     def longitude_step_deg(self) -> float:
         return float(np.diff(self.longitude_deg).mean())
 
-    @property
+    @cached_property
     def is_periodic(self) -> bool:
         """The first column is the last one's neighbour."""
         width = self.shape[1]
         return bool(abs(width * self.longitude_step_deg - 360.0) < 0.5 * self.longitude_step_deg)
 
-    @property
+    @cached_property
     def cell_area_km2(self) -> np.ndarray:
         """[H] float64: of one cell in each row; exact, so that rows at the poles have one."""
-        half = abs(self.latitude_step_deg) / 2.0
-        upper = np.radians(np.minimum(self.latitude_deg + half, 90.0))
-        lower = np.radians(np.maximum(self.latitude_deg - half, -90.0))
         width = np.radians(self.longitude_step_deg)
-        return EARTH_RADIUS_KM**2 * width * (np.sin(upper) - np.sin(lower))
+        area = EARTH_RADIUS_KM**2 * width * zone_height(self.latitude_deg)
+        area.flags.writeable = False
+        return area
 
     def window(
         self, row: int, column: int, half_height_deg: float, half_width_deg: float
@@ -92,6 +92,17 @@ def regular_grid(height: int, width: int) -> Grid:
     np.float64(359.6875)
     """
     return Grid(np.linspace(-90.0, 90.0, height), np.arange(width) * (360.0 / width))
+
+
+def zone_height(latitude_deg: np.ndarray) -> np.ndarray:
+    """[H] evenly spaced -> [H]: of the zone of a unit sphere that each row stands for.
+
+    A zone's area is proportional to it. Exact for rows at the poles too, whose zones end there.
+    """
+    half = abs(float(np.diff(latitude_deg).mean())) / 2.0
+    upper = np.radians(np.minimum(latitude_deg + half, 90.0))
+    lower = np.radians(np.maximum(latitude_deg - half, -90.0))
+    return np.sin(upper) - np.sin(lower)
 
 
 def distance_deg(

@@ -15,6 +15,7 @@ from zoo.data.climate_blobs import blobs_of, components, largest
 from zoo.data.climate_channels import CYCLONE, RIVER
 from zoo.data.climate_cyclones import Cyclone, CycloneRule, find_cyclones
 from zoo.data.climate_grid import Grid
+from zoo.data.values import not_finite
 from zoo.errors import BadSampleError, ChannelError, GridError
 
 RIVER_CHANNELS = ("TMQ",)
@@ -39,6 +40,11 @@ class RiverRule:
     max_width_km: float = 1000.0
 
 
+def damping_of(latitude_deg: np.ndarray, tropics_deg: float = RiverRule.tropics_deg) -> np.ndarray:
+    """[H]: 1 - exp(-lat^2 / (2 tropics^2)), by which the tropics' own humidity is taken out."""
+    return 1.0 - np.exp(-np.square(latitude_deg) / (2.0 * tropics_deg**2))
+
+
 LABELS_0, LABELS_1 = RiverRule(24.0), RiverRule(21.0)
 
 
@@ -49,8 +55,8 @@ def river_mask(tmq: np.ndarray, grid: Grid, rule: RiverRule = LABELS_0) -> np.nd
         tmq: [H, W] total precipitable water, kg/m2.
     """
     _require_fields({"TMQ": tmq}, RIVER_CHANNELS, grid)
-    damped = 1.0 - np.exp(-np.square(grid.latitude_deg) / (2.0 * rule.tropics_deg**2))
-    labels, n_blobs = components(tmq * damped[:, None] > rule.threshold_kg_m2, grid.is_periodic)
+    damping = damping_of(grid.latitude_deg, rule.tropics_deg)
+    labels, n_blobs = components(tmq * damping[:, None] > rule.threshold_kg_m2, grid.is_periodic)
     kept = np.zeros(n_blobs + 1, dtype=bool)
     for blob in blobs_of(labels, n_blobs, grid):
         is_long = blob.diagonal_km > rule.min_diagonal_km
@@ -119,9 +125,8 @@ def _require_fields(fields: Mapping[str, np.ndarray], names: tuple[str, ...], gr
                 f"{name}: expected a field of {grid.shape} as the grid, got {field.shape}. Next, "
                 "give the latitudes and longitudes of this field."
             )
-        if not np.isfinite(field).all():
-            n_bad = int(field.size - np.isfinite(field).sum())
+        if wrong := not_finite(field):
             raise BadSampleError(
-                f"{name}: expected finite numbers, got {n_bad} NaN or infinite. Next, fill or cut "
-                "what is missing: the rules compare neighbours."
+                f"{name}: expected {wrong}. Next, fill or cut what is missing: the rules compare "
+                "neighbours."
             )

@@ -6,15 +6,12 @@ import fcntl
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-from rich.progress import track
 
 from zoo.data.manifest import Manifest
 from zoo.data.shards import Sample, ShardWriter, generate_shards
 from zoo.errors import DataFileError, UserError
+from zoo.progress import labelled
 
 
 def generate_alone(
@@ -30,7 +27,7 @@ def generate_alone(
         return writer.finish()
     with _alone_in(writer.folder):
         try:
-            return generate_shards(writer, make_sample, n_processes, partial(_progress, label))
+            return generate_shards(writer, make_sample, n_processes, labelled(f"{label} (shards)"))
         except BrokenProcessPool as error:
             raise UserError(
                 f"a process that wrote shards to {writer.folder} died (out of memory?). Finished "
@@ -51,10 +48,6 @@ def require_finished(writer: ShardWriter, options: str) -> Manifest:
             f"folder={writer.folder}"
         )
     return writer.finish()
-
-
-def _progress(label: str, shards: Iterator[Any], n_shards: int) -> Iterator[Any]:
-    return iter(track(shards, total=n_shards, description=f"{label} (shards)"))
 
 
 @contextmanager

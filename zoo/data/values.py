@@ -12,14 +12,22 @@ from zoo.errors import BadSampleError
 
 def wrong_values(field: Field, array: np.ndarray) -> str | None:
     """What a sample's values ought to be, and how many are not; None if all are good."""
-    if array.dtype.kind == "f" and not np.isfinite(np.sum(array, dtype=np.float64)):
-        n_bad = int(array.size - np.isfinite(array).sum())
-        if n_bad:
-            return f"finite numbers, got {n_bad} NaN or infinite"
+    if wrong := not_finite(array):
+        return wrong
     if field.n_classes is not None:
         low, high = array.min(), array.max()
         if low < 0 or high >= field.n_classes:
             return f"labels 0 to {field.n_classes - 1}, got {low} to {high}"
+    return None
+
+
+def not_finite(array: np.ndarray) -> str | None:
+    """What floating-point numbers ought to be, and how many are not; None if all are good."""
+    # A sum is cheaper than a mask, and tells; but it may overflow where all are good.
+    if array.dtype.kind == "f" and not np.isfinite(np.sum(array, dtype=np.float64)):
+        n_bad = int(array.size - np.isfinite(array).sum())
+        if n_bad:
+            return f"finite numbers, got {n_bad} NaN or infinite"
     return None
 
 

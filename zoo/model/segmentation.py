@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.data.climate_batch import ClimateBatch
+from zoo.data.climate_grid import zone_height
 from zoo.errors import CheckpointError, UserError
 from zoo.loss.class_weights import ClassWeighted
 from zoo.metric.iou import confusion_matrices, summarize
@@ -180,10 +182,7 @@ def area_weights(latitude_deg: Iterable[float]) -> Tensor:
 
     Exact for rows at the poles too, whose cells end there.
     """
-    latitude = torch.as_tensor(list(latitude_deg), dtype=torch.float64)
-    half = (latitude[1] - latitude[0]).abs() / 2.0
-    upper, lower = (latitude + half).clamp(max=90.0), (latitude - half).clamp(min=-90.0)
-    area = upper.deg2rad().sin() - lower.deg2rad().sin()
+    area = torch.from_numpy(zone_height(np.array(list(latitude_deg), dtype=np.float64)))
     return (area / area.mean()).float()[:, None]
 
 

@@ -119,13 +119,11 @@ def baselines(physical: Any, data: dict[str, Any]) -> dict[str, dict[str, float]
         data: of the model.
     """
     names = data["class_names"]
-    labels = np.stack([physical[i].labels.numpy() for i in range(len(physical))])
+    labels, tmq = _labels_and_channel(physical, data["channels"], "TMQ")
     shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
     nothing = [shares[0], *(0.0 if share else float("nan") for share in shares[1:])]
     found = {"all background": dict(zip(names, map(float, nothing), strict=True))}
-    if "TMQ" in data["channels"]:
-        channel = data["channels"].index("TMQ")
-        tmq = np.stack([physical[i].fields[channel].numpy() for i in range(len(physical))])
+    if tmq is not None:
         latitude = np.asarray(data["latitude_deg"])
         for name, values in (
             ("TMQ threshold", tmq),
@@ -133,6 +131,20 @@ def baselines(physical: Any, data: dict[str, Any]) -> dict[str, dict[str, float]
         ):
             found[name] = dict(zip(names, best_threshold_iou(values, labels, names), strict=True))
     return found
+
+
+def _labels_and_channel(
+    physical: Any, channels: list[str], name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """[N, H, W] uint8 classes, and one channel, None if there is none; each sample is read once."""
+    place = channels.index(name) if name in channels else None
+    labels, values = [], []
+    for index in range(len(physical)):
+        sample = physical[index]
+        labels.append(sample.labels.numpy().astype(np.uint8))
+        if place is not None:  # a copy, as a view would keep all channels
+            values.append(sample.fields[place].numpy().copy())
+    return np.stack(labels), np.stack(values) if values else None
 
 
 def _results(

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zoo.data.climate_labels import damping_of
+
 _N_THRESHOLDS = 2000
-_TROPICS_DEG = 19.0
 
 
 def damped(tmq: np.ndarray, latitude_deg: np.ndarray) -> np.ndarray:
-    """[..., H, W] times 1 - exp(-lat^2 / (2 19^2)): the tropics' own humidity taken out."""
-    factor = 1.0 - np.exp(-np.square(latitude_deg) / (2.0 * _TROPICS_DEG**2))
-    return tmq * factor[:, None].astype(tmq.dtype)
+    """[..., H, W] with the tropics' own humidity taken out, as the rule of the labels begins."""
+    return tmq * damping_of(latitude_deg)[:, None].astype(tmq.dtype)
 
 
 def best_threshold_iou(
