@@ -85,8 +85,7 @@ class GatheredWeights:
             return
         self._open[message] = None
         if all(type(param) is nn.Parameter for param in params):
-            for param in params:
-                make_lazy(param, DueParameter, partial(self._complete, message))
+            make_lazy(params, DueParameter, partial(self._complete, message))
         else:  # a class of somebody's: it cannot tell who looks
             self._complete(message)
 
@@ -101,8 +100,7 @@ class GatheredWeights:
     def detach(self) -> None:
         """Let go of all without waiting: what was under way is lost."""
         for message in self._open:
-            for _, param in message.members:
-                settle(param)
+            settle(param for _, param in message.members)
         self._open, self._sent = {}, []
         for handle in self._handles:
             handle.remove()
@@ -120,8 +118,7 @@ class GatheredWeights:
         self._wait(message)
         del self._open[message]
         params = [param for _, param in message.members]
-        for param in params:
-            settle(param)
+        settle(params)
         with undisturbed(message.flat.device):
             pieces = message.flat.split([param.numel() for param in params])
             pairs = zip(pieces, params, strict=True)

@@ -12,7 +12,7 @@ torch compiles there are no such tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -70,17 +70,24 @@ class DueParameter(_Lazy, nn.Parameter):
     PASSES = frozenset(_questions())
 
 
-def make_lazy(tensor: Any, lazy: type[_Lazy], completes: Callable[[], None]) -> None:
-    """Have ``completes()`` called before anyone looks at ``tensor``; it must ``settle`` it."""
-    setattr(tensor, _COMPLETE, completes)
-    tensor.__class__ = lazy
+_OWN: dict[type, type] = {OpenGradient: Tensor, DueParameter: nn.Parameter}
 
 
-def settle(tensor: Any) -> None:
-    """Of its own class again, whatever it holds. Nothing where it is."""
-    if is_lazy(tensor):
-        tensor.__class__ = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
-        delattr(tensor, _COMPLETE)
+def make_lazy(tensors: Iterable[Any], lazy: type[_Lazy], completes: Callable[[], None]) -> None:
+    """Have ``completes()`` called before anyone looks at one; it must ``settle`` them all."""
+    for tensor in tensors:
+        setattr(tensor, _COMPLETE, completes)
+        tensor.__class__ = lazy
+
+
+def settle(tensors: Iterable[Any]) -> None:
+    """Of their own classes again, whatever they hold. Nothing for those that are."""
+    for tensor in tensors:
+        # Not isinstance: nn.Parameter answers that in Python, and there are thousands.
+        own = _OWN.get(type(tensor))
+        if own is not None:
+            tensor.__class__ = own
+            delattr(tensor, _COMPLETE)
 
 
 def complete(tensor: Any) -> None:

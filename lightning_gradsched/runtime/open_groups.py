@@ -11,7 +11,7 @@ that is read is the one that it would have been had the step waited for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,8 +83,7 @@ class OpenGroups:
         if recorder is not None:
             recorder.left_open()
             self._recorder = recorder
-        for view in bucket.views:
-            make_lazy(view, OpenGradient, partial(self._complete, bucket))
+        make_lazy(bucket.views, OpenGradient, partial(self._complete, bucket))
 
     def holds(self, bucket: object) -> bool:
         return bucket in self._open
@@ -123,31 +122,33 @@ class OpenGroups:
 
         Returns each parameter group that lacks some now, and its former ``params``.
         """
-        bucket_of = {
-            slot.param: bucket
-            for bucket, group in self._open.items()
-            for slot, view in zip(bucket.slots, bucket.views, strict=True)
-            if slot.param.grad is view and not any(slot.param is p for p in _due(group))
-        }
+        # By id: torch hashes a tensor in Python, and there are thousands.
+        bucket_of = {id(param): bucket for bucket, param in self._undecided()}
         passed = []
         updates: dict[Bucket, DueUpdate] = {}
         for group in optimizer.param_groups if bucket_of else ():
             before = group["params"]
-            late = [param for param in before if param in bucket_of]
+            kept, late = _divide(before, bucket_of)
             if not late:
                 continue
             settings = _as_they_are(group)
-            for bucket in {bucket_of[param]: None for param in late}:
-                members = [param for param in late if bucket_of[param] is bucket]
+            for bucket, members in late.items():
                 update = updates.setdefault(bucket, DueUpdate(optimizer, []))
                 update.param_groups.append({**settings, "params": members})
             passed.append((group, before))
-            group["params"] = [param for param in before if param not in bucket_of]
+            group["params"] = kept
         for bucket, update in updates.items():
             self._open[bucket].due.append(update)
-            for param in update.params():
-                make_lazy(param, DueParameter, partial(self._complete, bucket))
+            make_lazy(update.params(), DueParameter, partial(self._complete, bucket))
         return passed
+
+    def _undecided(self) -> Iterator[tuple[Bucket, Tensor]]:
+        """Parameters whose ``.grad`` is open, and that no optimizer has stepped over yet."""
+        for bucket, group in self._open.items():
+            noted = set(map(id, _due(group)))
+            for slot, view in zip(bucket.slots, bucket.views, strict=True):
+                if slot.param.grad is view and id(slot.param) not in noted:
+                    yield bucket, slot.param
 
     def _about_to_run(self, owner: nn.Module, _inputs: Any) -> None:
         if self._open:
@@ -172,12 +173,24 @@ class OpenGroups:
                 _make(update, bucket)
 
     def _settle(self, group: _OpenGroup) -> None:
-        for tensor in (*group.bucket.views, *_due(group)):
-            settle(tensor)
+        settle(group.bucket.views)
+        settle(_due(group))
 
 
 def _due(group: _OpenGroup) -> Iterator[Tensor]:
     return (param for update in group.due for param in update.params())
+
+
+def _divide(
+    params: Sequence[Tensor], bucket_of: Mapping[int, Bucket]
+) -> tuple[list[Tensor], dict[Bucket, list[Tensor]]]:
+    """Those of ``params`` that are in no bucket, and those that are, by bucket."""
+    kept: list[Tensor] = []
+    late: dict[Bucket, list[Tensor]] = {}
+    for param in params:
+        bucket = bucket_of.get(id(param))
+        (kept if bucket is None else late.setdefault(bucket, [])).append(param)
+    return kept, late
 
 
 def _as_they_are(group: dict[str, Any]) -> dict[str, Any]:
