@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.environment import describe_environment, write_json
 from benchmarks.plain_static import PlainStatic
-from benchmarks.rounds import ratio, time_in_turn
+from benchmarks.rounds import ratio, time_in_turn, timed
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from zoo.net.edsr import EDSR
 
@@ -119,7 +119,7 @@ def measure(rank: int, folder: str, n_rounds: int) -> None:
     for net_name, make in NETS.items():
         torch.manual_seed(0)
         net, x = make()
-        steps = {name: rival(deepcopy(net), x) for name, rival in RIVALS.items()}
+        steps = {name: timed(rival(deepcopy(net), x)) for name, rival in RIVALS.items()}
         time_in_turn(steps, range(WARMUP_STEPS))
         results[net_name] = summarise(time_in_turn(steps, range(n_rounds)))
     if rank == 0:

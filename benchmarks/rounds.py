@@ -39,15 +39,24 @@ def in_turn(names: Iterable[str], number: int) -> list[str]:
     return order[shift:] + order[:shift]
 
 
+def timed(step: Callable[[], None]) -> Callable[[], float]:
+    """Runs it, and returns the seconds that it took."""
+
+    def run() -> float:
+        start_s = perf_counter()
+        step()
+        return perf_counter() - start_s
+
+    return run
+
+
 def time_in_turn(
-    steps: Mapping[str, Callable[[], None]], rounds: Iterable[int]
+    rivals: Mapping[str, Callable[[], float]], rounds: Iterable[int]
 ) -> dict[str, list[float]]:
-    """Seconds of each rival's step, by round; ranks begin each together. All ranks call it."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    """What each rival returns, by round; ranks begin each together. All ranks call it."""
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for number in rounds:
-        for name in in_turn(steps, number):
+        for name in in_turn(rivals, number):
             dist.barrier()
-            start_s = perf_counter()
-            steps[name]()
-            seconds[name].append(perf_counter() - start_s)
+            seconds[name].append(rivals[name]())
     return seconds
