@@ -121,6 +121,10 @@ class Launches:
             self.recorder.ready(bucket.number)
         if self._negotiation is None:
             self._launch_full()
+            if self.open_groups is not None and not bucket.in_flight:
+                # Its turn may come with that of many others, at the end of backward, where nothing
+                # hides the copies; they are all that `fill` does only once.
+                bucket.fill()
         else:
             self._offer(self._negotiation, bucket)
         if self.fill_order is not None:
