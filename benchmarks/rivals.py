@@ -102,16 +102,10 @@ def gradsched_forward(net: nn.Module, x: Tensor) -> Rival:
         overlap_forward=True, per_parameter_optimizers=("NoUpdate",), record_every_n_steps=5
     )
     scheduler = GradientScheduler(net, config)
-    _tell_the_device(scheduler)
+    _tell_the_device(scheduler._launches.open_groups, lambda work, _bucket: work)
     optimizer = NoUpdate(net.parameters())
     scheduler.overlap(optimizer)
-    step = _step(net, net, x)
-
-    def step_and_update() -> None:
-        step()
-        optimizer.step()
-
-    return Rival(step_and_update, MOST_PLANNING_STEPS, scheduler, scheduler.flush)
+    return _with_update(net, x, scheduler, optimizer)
 
 
 def gradsched_lag(net: nn.Module, x: Tensor) -> Rival:
@@ -121,19 +115,44 @@ def gradsched_lag(net: nn.Module, x: Tensor) -> Rival:
     return Rival(_step(net, net, x), MOST_PLANNING_STEPS, scheduler, scheduler.flush)
 
 
-def _tell_the_device(scheduler: GradientScheduler) -> None:
-    """An emulated device knows of no wait in the midst of a forward: it would compute meanwhile."""
-    open_groups = scheduler._launches.open_groups
-    assert open_groups is not None
-    wait = open_groups._wait
+def gradsched_shard(net: nn.Module, x: Tensor) -> Rival:
+    """This package, each rank updating its shard: weights are sent while the next forward runs."""
+    config = GradSchedConfig(
+        shard_optimizer=True, per_parameter_optimizers=("NoUpdate",), record_every_n_steps=5
+    )
+    scheduler = GradientScheduler(net, config)
+    _tell_the_device(scheduler._modes._weights, lambda message: message.work)
+    optimizer = NoUpdate(net.parameters())
+    scheduler.shard(optimizer)
+    return _with_update(net, x, scheduler, optimizer)
 
-    def wait_and_tell(work: Any, bucket: Any) -> None:
-        comes_late = not work.is_completed()
-        wait(work, bucket)
+
+def _with_update(
+    net: nn.Module, x: Tensor, scheduler: GradientScheduler, optimizer: NoUpdate
+) -> Rival:
+    step = _step(net, net, x)
+
+    def step_and_update() -> None:
+        step()
+        optimizer.step()
+
+    return Rival(step_and_update, MOST_PLANNING_STEPS, scheduler, scheduler.flush)
+
+
+def _tell_the_device(waiter: Any, work_of: Callable[..., Any]) -> None:
+    """An emulated device knows of no wait in the midst of a forward: it would compute meanwhile.
+
+    ``waiter`` waits by its ``_wait``, for what ``work_of`` makes of the same arguments.
+    """
+    wait = waiter._wait
+
+    def wait_and_tell(*args: Any) -> None:
+        comes_late = not work_of(*args).is_completed()
+        wait(*args)
         if comes_late:
             device_waited()
 
-    open_groups._wait = wait_and_tell
+    waiter._wait = wait_and_tell
 
 
 def horovod(net: nn.Module, x: Tensor) -> Rival:
@@ -146,11 +165,16 @@ SWEEP: dict[str, Make] = {
     **{f"ddp_{cap}MiB": ddp(cap) for cap in DDP_CAPS_MIB},
     "ddp_one_bucket": ddp(ONE_BUCKET_MIB),
 }
+# Whose steps go on into one another.
+MODES: dict[str, Make] = {
+    "gradsched_forward": gradsched_forward,
+    "gradsched_lag": gradsched_lag,
+    "gradsched_shard": gradsched_shard,
+}
 RIVALS: dict[str, Make] = {
     "alone": alone,
     "gradsched": gradsched("auto"),
-    "gradsched_forward": gradsched_forward,
-    "gradsched_lag": gradsched_lag,
+    **MODES,
     "ddp_default": ddp_default,
     **SWEEP,
     "fsdp2_replicate": fsdp2_replicate,

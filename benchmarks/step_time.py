@@ -24,18 +24,16 @@ from typing import Any
 
 from benchmarks import links
 from benchmarks.environment import describe_environment, write_json
-from benchmarks.rivals import RIVALS
+from benchmarks.rivals import MODES, RIVALS
 from benchmarks.step_time_picture import draw
 from benchmarks.step_time_rank import REAL_NETS, Cell
-from benchmarks.step_time_table import as_markdown, forward_markdown, summarise
+from benchmarks.step_time_table import as_markdown, forward_markdown, modes_markdown, summarise
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 FULL_RATIOS = (0.25, 0.5, 1.0, 2.0)
 SHORT_RATIOS = (1.0,)
 SHORT_RIVALS = ("alone", "gradsched", "ddp_default", "ddp_5MiB", "ddp_10MiB", "ddp_one_bucket")
-FORWARD = "gradsched_forward"
-LAG = "gradsched_lag"
 CELL_TIMEOUT_S = 1800
 
 
@@ -53,7 +51,7 @@ def main() -> None:
     with links.ShapedLinks(args.ranks) as hosts:
         cells = list(_cells(args))
         for number, cell in enumerate(cells, start=1):
-            key = f"{cell.net}_{cell.ratio:g}"
+            key = Path(cell.folder).name
             minutes = (time.monotonic() - start) / 60
             print(f"[{number}/{len(cells)}] {key}   ({minutes:.1f} min so far)", flush=True)
             row = _finished(cell, args) or _run(cell, hosts, args.rate)
@@ -66,8 +64,9 @@ def main() -> None:
         "cells": rows,
     }
     print(as_markdown(rows))
-    if forward := forward_markdown(rows):
-        print(f"\n{forward}")
+    for table in (forward_markdown(rows), modes_markdown(rows)):
+        if table:
+            print(f"\n{table}")
     if args.output:
         write_json(args.output, result)
         draw(rows, args.output.with_suffix(".png"))
@@ -89,11 +88,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=40, help="most timed steps of each rival")
     parser.add_argument("--cell-s", type=float, help="seconds of timed steps in each cell")
     parser.add_argument("--rivals", nargs="+", choices=list(RIVALS), help="default: see --full")
+    modes = [name.removeprefix("gradsched_") for name in MODES]
     parser.add_argument(
-        "--forward", action="store_true", help="also gradsched going on into the next forward"
+        "--modes", nargs="+", choices=modes, default=[], help="also gradsched in these"
     )
     parser.add_argument(
-        "--lag", action="store_true", help="also gradsched with gradients of the step before"
+        "--as-it-is", action="store_true", help="real nets at --rate, whatever ratio that makes"
     )
     parser.add_argument("--output", type=Path, help="write the JSON here, and its picture (.png)")
     parser.add_argument("--work", type=Path, default=Path("outputs/step_time"))
@@ -101,18 +101,16 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.ratios = args.ratios or (FULL_RATIOS if args.full else SHORT_RATIOS)
     args.cell_s = args.cell_s or (60 if args.full else 12)
-    every = tuple(name for name in RIVALS if name not in (FORWARD, LAG))
-    args.rivals = args.rivals or (every if args.full else SHORT_RIVALS)
-    if args.forward:
-        args.rivals = (*args.rivals, FORWARD)
-    if args.lag:
-        args.rivals = (*args.rivals, LAG)
+    every = tuple(name for name in RIVALS if name not in MODES)
+    rivals = args.rivals or (every if args.full else SHORT_RIVALS)
+    args.rivals = (*rivals, *(f"gradsched_{mode}" for mode in args.modes))
     return args
 
 
 def _cells(args: argparse.Namespace) -> Iterator[Cell]:
     for net in args.nets:
-        for ratio in args.ratios:
+        as_it_is = args.as_it_is and net in REAL_NETS
+        for ratio in (None,) if as_it_is else args.ratios:
             yield Cell(
                 net=net,
                 ratio=ratio,
@@ -122,7 +120,7 @@ def _cells(args: argparse.Namespace) -> Iterator[Cell]:
                 n_ranks=args.ranks,
                 # A real net computes on the cores that move the bytes: that is what it is for.
                 realtime=net in TABLES and links.privileges() == "root",
-                folder=str(args.work / f"{net}_{ratio:g}"),
+                folder=str(args.work / f"{net}_{'as_it_is' if ratio is None else f'{ratio:g}'}"),
             )
 
 
@@ -136,7 +134,7 @@ def _finished(cell: Cell, args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _run(cell: Cell, hosts: links.ShapedLinks, rate_bit_per_s: float) -> dict[str, Any]:
-    if cell.net in REAL_NETS:
+    if cell.net in REAL_NETS and cell.ratio is not None:
         rate_bit_per_s = _rate_of_ratio(cell, hosts)
     hosts.set_rate(rate_bit_per_s)
     result = _ranks(cell, hosts)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.emulation import EmulatedNet, sleep_precisely
 from benchmarks.environment import write_json
-from benchmarks.rivals import RIVALS, Rival
+from benchmarks.rivals import MODES, RIVALS, Rival
 from benchmarks.rounds import time_in_turn
 from benchmarks.tables import TABLES
 from lightning_gradsched import GradientScheduler
@@ -30,7 +30,7 @@ COMM_REPEATS = 5
 LEAST_ROUNDS = 5  # however long a step takes
 # Where a rival's steps go on into one another, a turn is so many of them after one that is not
 # timed: it leaves under way what each of them finds under way.
-STEPS_A_TURN = 4
+STEPS_A_TURN = 3
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ def _measure(cell: Cell) -> dict[str, Any]:
         "rivals": {name: _slowest(values) for name, values in seconds.items()},
         "set_up_s": set_up_s,
         "steps_a_turn": _steps_a_turn(rivals),
-        "gradsched": accounts.get("gradsched"),
-        "gradsched_forward": accounts.get("gradsched_forward"),
-        "gradsched_lag": accounts.get("gradsched_lag"),
+        **accounts,
     }
 
 
@@ -168,8 +166,7 @@ def _in_turn(rivals: dict[str, Rival], cell: Cell) -> dict[str, list[float]]:
 
 
 def _steps_a_turn(rivals: dict[str, Rival]) -> int:
-    goes_on = {"gradsched_forward", "gradsched_lag"} & rivals.keys()
-    return STEPS_A_TURN if goes_on else 1
+    return STEPS_A_TURN if MODES.keys() & rivals.keys() else 1
 
 
 def _turn(rival: Rival, n_steps: int) -> Callable[[], float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any
 
+from benchmarks.rivals import MODES
 from benchmarks.rounds import ratio
 from lightning_gradsched.core.bound import bounds
 from lightning_gradsched.core.cost import CostModel, fit_all_reduce
@@ -26,6 +27,12 @@ FORWARD_HEADER = (
     "| net | comm ÷ compute | groups in messages | step | ÷ cut bound | measured ÷ predicted"
     " | best DDP | ÷ it | ÷ gradsched without |",
     "|---|---|---|---|---|---|---|---|---|",
+)
+
+MODES_HEADER = (
+    "| net | comm ÷ compute | mode | step | ÷ max(compute, comm) | best DDP | ÷ it"
+    " | ÷ gradsched without |",
+    "|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -56,7 +63,17 @@ def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
         "n_groups": len(row["gradsched"]["groups"]),
         "planning": _planning(row["set_up_s"]["gradsched"], medians["gradsched"]),
         "rivals": rivals,
+        "ratio": row["comm_s"] / medians["alone"],
         "forward": _forward(row, medians, seconds, best_ddp),
+        "modes": {
+            name: {
+                "ratio_to_bound": medians[name] / bound_s,
+                "ratio_to_best_ddp": ratio(seconds[name], seconds[best_ddp]),
+                "ratio_to_gradsched": ratio(seconds[name], seconds["gradsched"]),
+            }
+            for name in MODES
+            if name in seconds
+        },
     }
 
 
@@ -96,12 +113,40 @@ def forward_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*FORWARD_HEADER, *map(_forward_line, with_it)]) if with_it else ""
 
 
+def modes_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every mode that was measured, beside DDP and gradsched without; else empty."""
+    lines = [line for row in rows.values() for line in _mode_lines(row)]
+    return "\n".join([*MODES_HEADER, *lines]) if lines else ""
+
+
+def _mode_lines(row: Mapping[str, Any]) -> Iterator[str]:
+    summary = row["summary"]
+    for name, mode in summary["modes"].items():
+        columns = [
+            row["cell"]["net"],
+            _ratio(row),
+            name.removeprefix("gradsched_"),
+            f"{summary['rivals'][name]['median_s'] * 1e3:.0f} ms",
+            f"{mode['ratio_to_bound']:.3f}",
+            summary["best_ddp"].removeprefix("ddp_"),
+            _spread(mode["ratio_to_best_ddp"]),
+            _spread(mode["ratio_to_gradsched"]),
+        ]
+        yield f"| {' | '.join(columns)} |"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    """Communication to compute as it was asked for, or as it was measured."""
+    asked = row["cell"]["ratio"]
+    return f"{row['summary']['ratio']:.2f}" if asked is None else f"{asked:g}"
+
+
 def _forward_line(row: Mapping[str, Any]) -> str:
     cell, forward = row["cell"], row["summary"]["forward"]
     ours = row["summary"]["rivals"]["gradsched_forward"]
     columns = [
         cell["net"],
-        f"{cell['ratio']:g}",
+        _ratio(row),
         f"{forward['n_groups']} in {forward['n_messages']}",
         f"{ours['median_s'] * 1e3:.0f} ms",
         f"{forward['ratio_to_cut_bound']:.3f}",
@@ -166,7 +211,7 @@ def _line(row: Mapping[str, Any]) -> str:
     ours, best = rivals["gradsched"], rivals[summary["best_ddp"]]
     columns = [
         cell["net"],
-        f"{cell['ratio']:g}",
+        _ratio(row),
         summary["best_ddp"].removeprefix("ddp_"),
         _spread(best["gradsched_ratio"]),
         *(

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import links, rounds
-from benchmarks.step_time_table import as_markdown, summarise
+from benchmarks import links, rounds, time_to_psnr
+from benchmarks.step_time_table import as_markdown, modes_markdown, summarise
 from benchmarks.tables import TABLES
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
 
@@ -78,6 +78,17 @@ def test_the_table_has_a_line_a_cell_and_marks_rivals_that_did_not_run() -> None
     assert columns[6] == "-", "no Horovod"
 
 
+def test_modes_have_a_table_of_their_own() -> None:
+    row = cell()
+    assert modes_markdown({"it": {**row, "summary": summarise(row)}}) == ""
+    row["rivals"]["gradsched_lag"] = [3.0, 3.3, 3.0]
+    header, _, line = modes_markdown({"it": {**row, "summary": summarise(row)}}).splitlines()
+    columns = [column.strip() for column in line.strip("|").split("|")]
+    assert len(columns) == header.count("|") - 1
+    assert columns[2:6] == ["lag", "3000 ms", "1.000", "1MiB"]
+    assert columns[6:] == ["0.750 (0.750 to 0.825)", "0.750 (0.750 to 0.750)"]
+
+
 def test_the_documented_table_is_that_of_the_results() -> None:
     root = Path(__file__).parents[2]
     cells = json.loads((root / "benchmarks/results/step_time.json").read_text())["cells"]
@@ -90,6 +101,7 @@ def test_the_documented_table_is_that_of_the_results() -> None:
         ("resnet50", 161, 25_557_032),
         ("fc_densenet", 20, 22_877_568),
         ("transformer", 152, 22_050_664),
+        ("vgg", 32, 9_418_936),
         ("many_small", 1000, 4_096_000),
     ],
 )
@@ -102,6 +114,7 @@ def test_tables_have_the_published_sizes(name: str, n_params: int, n_weights: in
 def test_doctests() -> None:
     assert doctest.testmod(links).failed == 0
     assert doctest.testmod(rounds).failed == 0
+    assert doctest.testmod(time_to_psnr).failed == 0
 
 
 @pytest.mark.slow
