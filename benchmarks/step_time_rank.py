@@ -27,7 +27,7 @@ from lightning_gradsched import GradientScheduler
 from zoo.net.edsr import EDSR
 
 COMM_REPEATS = 5
-LEAST_ROUNDS = 5  # however long a step takes
+LEAST_ROUNDS = 4  # however long a step takes
 # Where a rival's steps go on into one another, a turn is so many of them after one that is not
 # timed: it leaves under way what each of them finds under way.
 STEPS_A_TURN = 3
