@@ -19,6 +19,7 @@ from lightning_gradsched.core.plan import (
     single,
 )
 from lightning_gradsched.core.profile import BackwardProfile
+from lightning_gradsched.core.scatter import in_halves
 from lightning_gradsched.core.schedule import (
     ReductionSchedule,
     lower,
@@ -67,6 +68,21 @@ def forward_candidates(
     chosen = [*others[: most - 1], unlike.get(own.groups, own)]
     lowered = partial(lower_into_forward, profile=profile)
     return tuple(_ranked(chosen, lowered, profile, cost))
+
+
+def candidates_with_norms(
+    profile: BackwardProfile, cost: CostModel, n_ranks: int, *, most: int
+) -> tuple[Candidate, ...]:
+    """As ``candidates``, of steps that look at all gradients at once, in halves or waited for.
+
+    DDP's own and the best that are waited for make half of them, unless the others are better.
+    """
+    plans = _unlike_plans((ddp, optimal, mg_wfbp, per_tensor), profile, cost)
+    waited_for = candidates(profile, cost, most=max(2, most // 2))
+    in_forward = partial(lower_into_forward, profile=profile)
+    halves = _ranked([in_halves(p, profile, n_ranks) for p in plans], in_forward, profile, cost)
+    chosen = [*waited_for, *halves[: most - len(waited_for)]]
+    return tuple(sorted(chosen, key=lambda c: (c.exposed_s, len(c.plan.launch_order))))
 
 
 def lagged_candidates(

@@ -35,6 +35,8 @@ class GroupPlan:
 
     ``launches``: another launch order of the groups, by their numbers; a group that it names k
     times travels in k pieces alike. Empty: each group once, in order.
+    ``owners``: for each group the ranks that its parameters belong to, by which they are summed and
+    then sent to all; of a group that is all-reduced, none. Empty: all are all-reduced.
 
     >>> GroupPlan("halves", (("a",), ("b", "c"))).launch_order
     (0, 1)
@@ -45,6 +47,7 @@ class GroupPlan:
     planner: str
     groups: tuple[tuple[str, ...], ...]
     launches: tuple[int, ...] = ()
+    owners: tuple[tuple[int, ...], ...] = ()
 
     @property
     def launch_order(self) -> tuple[int, ...]:
@@ -53,6 +56,15 @@ class GroupPlan:
 
     def n_pieces(self, group: int) -> int:
         return self.launch_order.count(group)
+
+    @property
+    def n_owners(self) -> int:
+        """Ranks that own something: all, where there are as many parameters."""
+        return 1 + max((rank for ranks in self.owners for rank in ranks), default=0)
+
+    def owners_of(self, group: int) -> tuple[int, ...]:
+        """The rank of each of its parameters; empty where it is all-reduced."""
+        return self.owners[group] if self.owners else ()
 
 
 Planner = Callable[[BackwardProfile, CostModel], GroupPlan]
@@ -134,6 +146,13 @@ def check_plan(plan: GroupPlan, profile: BackwardProfile) -> None:
                 f"plan {plan.planner!r}: group {number} must hold one dtype and device,"
                 f" got {[(name, *kind[name]) for name in group]}"
             )
+    if plan.owners and [len(ranks) for ranks in plan.owners if ranks] != [
+        len(names) for names, ranks in zip(plan.groups, plan.owners, strict=True) if ranks
+    ]:
+        raise PlanError(
+            f"plan {plan.planner!r}: expected an owner for each parameter of a group, or none,"
+            f" got {plan.owners}"
+        )
     if set(plan.launch_order) != set(range(len(plan.groups))):
         raise PlanError(
             f"plan {plan.planner!r}: expected launches of groups 0 to {len(plan.groups) - 1}, each"

@@ -154,6 +154,19 @@ class Collectives:
         work: Work = dist.broadcast(flat, group=self._group, group_src=source, async_op=True)
         return work
 
+    def begin_all_to_all(
+        self, received: Tensor, sent: Tensor, n_received: Sequence[int], n_sent: Sequence[int]
+    ) -> Work:
+        """Begin to send each rank its part of ``sent``, and to receive one from each.
+
+        Both are 1-d and hold a part for each rank, in their order, of so many elements.
+        """
+        self.watchdog.issued()
+        work: Work = dist.all_to_all_single(
+            received, sent, list(n_received), list(n_sent), group=self._group, async_op=True
+        )
+        return work
+
     def control_group(self) -> ControlGroup:
         """Connections of the same ranks on the CPU, for a thread of its own. Collective."""
         return ControlGroup(

@@ -93,7 +93,7 @@ def check_batches(collectives: Collectives, n_batches: float) -> None:
 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    value = [plan.planner, plan.groups, plan.launches]
+    value = [plan.planner, plan.groups, plan.launches, plan.owners]
     _check_same(collectives, value, "the plan", _explain_plan)
 
 

@@ -1,0 +1,54 @@
+"""Plans for steps that look at all gradients at once: clipping by norm, GradScaler's check for inf.
+
+Such a step waits for all reductions. Or it lets them travel in halves: in backward each rank sums
+the parameters that it owns, whose norms, in one short message, are all that is asked of the
+gradients; in the next forward the owners send the means to all (Zhang et al.: DeAR, ICDCS 2023,
+arXiv 2302.12445, halves every all-reduce so, there by elements).
+"""
+
+from __future__ import annotations
+
+from lightning_gradsched.core.cost import CostModel
+from lightning_gradsched.core.forward_overlap import step_s
+from lightning_gradsched.core.plan import GroupPlan
+from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
+from lightning_gradsched.core.schedule import lower
+from lightning_gradsched.core.shards import owners_by_group
+from lightning_gradsched.core.simulate import simulate
+
+
+def in_halves(plan: GroupPlan, profile: BackwardProfile, n_ranks: int) -> GroupPlan:
+    """``plan`` with owners for all groups but the first that is launched, in ready order.
+
+    The first carries what ranks tell one another. No group travels in pieces: all first halves are
+    waited for in backward, and the second ones are all there when it has ended.
+    """
+    param_of = {param.name: param for param in profile.params}
+    members = sorted(
+        ([param_of[name] for name in names] for names in plan.groups),
+        key=lambda params: max(param.ready_s for param in params),
+    )
+    shared = [
+        group if i and all(map(_can_be_owned, group)) else [] for i, group in enumerate(members)
+    ]
+    owners = owners_by_group([[param.nbytes for param in group] for group in shared], n_ranks)
+    groups = tuple(tuple(param.name for param in group) for group in members)
+    return GroupPlan(f"{plan.planner} in halves", groups, owners=tuple(owners))
+
+
+def faster_with_norms(
+    plan: GroupPlan, profile: BackwardProfile, cost: CostModel, n_ranks: int
+) -> GroupPlan:
+    """``plan`` as it is, all of it waited for in backward, or in halves, as simulated."""
+    halves = in_halves(plan, profile, n_ranks)
+    return halves if step_s(halves, profile, cost) < waiting_s(plan, profile, cost) else plan
+
+
+def waiting_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
+    """Seconds of a whole step that waits for all groups of ``plan`` before it goes on."""
+    return simulate(lower(plan), plan, profile, cost).extent_s()
+
+
+def _can_be_owned(param: ParamProfile) -> bool:
+    """Norms are asked of dense, real gradients that have elements."""
+    return bool(param.nbytes) and not any(word in param.dtype for word in ("sparse", "complex"))
