@@ -129,8 +129,8 @@ class OpenGroups:
 
         Returns each parameter group that lacks some now, and its former ``params``.
         """
-        if getattr(optimizer, "grad_scale", None) is not None:
-            self.flush()  # GradScaler lends it the scale for the time of this step
+        if getattr(optimizer, "found_inf", None) is not None:
+            self.flush()  # GradScaler lends it that, and the scale, for the time of this step
         # By id: torch hashes a tensor in Python, and there are thousands.
         bucket_of = {id(param): bucket for bucket, param in self._undecided()}
         passed = []

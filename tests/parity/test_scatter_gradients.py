@@ -20,6 +20,8 @@ from tests.ranks import run_ranks
 
 N_STEPS = 6
 Weights = dict[str, Tensor]
+# GradScaler leaves the unscaling to its step.
+FUSED = {"fused Adam": partial(torch.optim.Adam, lr=0.01, fused=True)}
 
 
 class Recipe(NamedTuple):
@@ -32,6 +34,7 @@ class Recipe(NamedTuple):
     value: float | None = None
     foreach: bool | None = None
     init_scale: float | None = None
+    unscales: bool = True  # before the scaler's step, which does it otherwise
     inf_at: int | None = None  # the step at which rank 1 has an infinite gradient
     planner: str = "per_tensor"
     with_closure: bool = False
@@ -76,7 +79,7 @@ def train(
     n_open: Callable[[], int] = lambda: 0,
 ) -> Trained:
     params = list(net.parameters())
-    optimizer = {**OPTIMIZERS, **LARC}[recipe.optimizer](params)
+    optimizer = {**OPTIMIZERS, **LARC, **FUSED}[recipe.optimizer](params)
     overlap(optimizer)
     scaler = torch.amp.GradScaler(
         "cpu", init_scale=recipe.init_scale or 1.0, growth_interval=2, enabled=bool(recipe.init_scale)
@@ -89,7 +92,8 @@ def train(
             for i, x in enumerate(batch):
                 with nullcontext() if i == len(batch) - 1 else no_sync():
                     scaler.scale(torch.cos(forward(x)).mean()).backward()
-            scaler.unscale_(optimizer)
+            if recipe.unscales:
+                scaler.unscale_(optimizer)
             norms.append(clip(net, recipe))
 
         if recipe.with_closure:
@@ -108,7 +112,12 @@ def both(rank: int, recipe: Recipe) -> tuple[Trained, Trained]:
     ours = NETS[recipe.net]()
     torch.manual_seed(0)
     theirs = NETS[recipe.net]()
-    config = GradSchedConfig(planner=recipe.planner, overlap_forward=True, scatter_gradients=True)
+    sizes = {"planner": "fixed_size", "group_nbytes": 600}
+    config = GradSchedConfig(
+        overlap_forward=True,
+        scatter_gradients=True,
+        **(sizes if recipe.planner == "fixed of 600" else {"planner": recipe.planner}),
+    )
     scheduler = GradientScheduler(ours, config)
     mine = train(
         ours,
@@ -150,5 +159,64 @@ def test_clipping_by_norm() -> None:
         Recipe(norm=1.0, foreach=False),
         Recipe(foreach=True),
         Recipe(accumulate=3),
-        Recipe(planner="ddp") if False else Recipe(with_closure=True, optimizer="Adam"),
+        Recipe(with_closure=True, optimizer="Adam"),
     )
+
+
+def test_optimizers() -> None:
+    check(*(Recipe(optimizer=optimizer) for optimizer in OPTIMIZERS))
+
+
+def test_nets() -> None:
+    check(*(Recipe(net=net, optimizer="AdamW") for net in NETS))
+
+
+def test_groups_of_several_parameters() -> None:
+    check(Recipe(planner="fixed of 600"), Recipe(planner="fixed of 600", init_scale=4.0))
+
+
+def test_clipping_by_value() -> None:
+    check(
+        Recipe(norm=None, value=1e-4),
+        Recipe(norm=None, value=1e-4, foreach=True, optimizer="Adam"),
+        Recipe(value=1e-4),
+    )
+
+
+def test_loss_scaling() -> None:
+    check(
+        Recipe(init_scale=65536.0),
+        Recipe(init_scale=3.0, optimizer="AdamW", foreach=True),
+        Recipe(init_scale=65536.0, norm=None, accumulate=2),
+        Recipe(init_scale=65536.0, norm=None, unscales=False),
+    )
+
+
+def test_a_step_with_an_infinite_gradient_is_skipped_on_all_ranks() -> None:
+    base = Recipe(init_scale=1024.0, inf_at=4)
+    recipes = [
+        base,
+        base._replace(norm=None),
+        base._replace(norm=None, unscales=False),
+        base._replace(optimizer="fused Adam"),
+        base._replace(norm=None, optimizer="fused Adam"),
+        base._replace(norm=None, unscales=False, optimizer="fused Adam"),
+    ]
+    for rank in run_ranks(2, all_of, recipes, timeout_s=120):
+        for ours, ddp in rank:
+            assert ours.scale == ddp.scale == 2048.0
+            assert repr(ours.norms) == repr(ddp.norms)
+            assert all(torch.equal(weight, ddp.weights[n]) for n, weight in ours.weights.items())
+            assert all(bool(weight.isfinite().all()) for weight in ours.weights.values())
+
+
+def test_larc_on_the_update_looks_at_weights_and_so_ends_the_wait() -> None:
+    check(*(Recipe(optimizer=optimizer) for optimizer in LARC), leaves_open=False)
+
+
+def test_three_ranks() -> None:
+    check(Recipe(), Recipe(optimizer="AdamW", accumulate=2, init_scale=16.0), n_ranks=3)
+
+
+def test_who_does_not_ask_waits_for_nothing() -> None:
+    check(Recipe(norm=None), Recipe(norm=None, optimizer="AdamW", accumulate=2))
