@@ -19,7 +19,7 @@ from lightning_gradsched.core.plan import (
     single,
 )
 from lightning_gradsched.core.profile import BackwardProfile
-from lightning_gradsched.core.scatter import in_halves
+from lightning_gradsched.core.scatter import balanced, in_halves
 from lightning_gradsched.core.schedule import (
     ReductionSchedule,
     lower,
@@ -30,6 +30,7 @@ from lightning_gradsched.core.simulate import simulate
 
 MIB = 1 << 20
 FIXED_SIZES_NBYTES = (MIB, 4 * MIB, 16 * MIB)
+SIZES_IN_HALVES_NBYTES = tuple(MIB << k for k in range(5))
 
 
 class Candidate(NamedTuple):
@@ -77,7 +78,8 @@ def candidates_with_norms(
 
     DDP's own and the best that are waited for make half of them, unless the others are better.
     """
-    plans = _unlike_plans((ddp, optimal, mg_wfbp, per_tensor), profile, cost)
+    plans = [balanced(profile, n_ranks, nbytes) for nbytes in SIZES_IN_HALVES_NBYTES]
+    plans += _unlike_plans((ddp, optimal, per_tensor), profile, cost)
     waited_for = candidates(profile, cost, most=max(2, most // 2))
     in_forward = partial(lower_into_forward, profile=profile)
     halves = _ranked([in_halves(p, profile, n_ranks) for p in plans], in_forward, profile, cost)

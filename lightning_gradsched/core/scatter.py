@@ -8,13 +8,19 @@ arXiv 2302.12445, halves every all-reduce so, there by elements).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.forward_overlap import step_s
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.schedule import lower
-from lightning_gradsched.core.shards import owners_by_group
+from lightning_gradsched.core.shards import half_nbytes, owners, owners_by_group
 from lightning_gradsched.core.simulate import simulate
+
+MIB = 1 << 20
+# A half of a group may take so many times what it would if all ranks owned as much of it.
+MOST_IMBALANCE = 1.1
 
 
 def in_halves(plan: GroupPlan, profile: BackwardProfile, n_ranks: int) -> GroupPlan:
@@ -31,9 +37,36 @@ def in_halves(plan: GroupPlan, profile: BackwardProfile, n_ranks: int) -> GroupP
     shared = [
         group if i and all(map(_can_be_owned, group)) else [] for i, group in enumerate(members)
     ]
-    owners = owners_by_group([[param.nbytes for param in group] for group in shared], n_ranks)
+    ranks = owners_by_group([[param.nbytes for param in group] for group in shared], n_ranks)
     groups = tuple(tuple(param.name for param in group) for group in members)
-    return GroupPlan(f"{plan.planner} in halves", groups, owners=tuple(owners))
+    return GroupPlan(f"{plan.planner} in halves", groups, owners=tuple(ranks))
+
+
+def balanced(profile: BackwardProfile, n_ranks: int, least_nbytes: int) -> GroupPlan:
+    """Groups in ready order that close when they hold so much, and ranks own about as much of each.
+
+    As a half takes as long as the rank that owns most of it.
+
+    >>> params = [ParamProfile(name, nbytes) for name, nbytes in zip("abcd", [1, 9, 8, 2])]
+    >>> balanced(BackwardProfile(tuple(params)), n_ranks=2, least_nbytes=4).groups
+    (('a', 'b', 'c'), ('d',))
+    """
+    filling: dict[tuple[str, str], list[ParamProfile]] = {}
+    groups: list[tuple[str, ...]] = []
+    for param in profile.params:
+        kind = (param.dtype, param.device)
+        group = filling.setdefault(kind, [])
+        group.append(param)
+        nbytes = [member.nbytes for member in group]
+        if sum(nbytes) >= least_nbytes and _is_balanced(nbytes, n_ranks):
+            groups.append(tuple(member.name for member in filling.pop(kind)))
+    rest = [tuple(member.name for member in group) for group in filling.values()]
+    return GroupPlan(f"balanced from {least_nbytes / MIB:g} MiB", (*groups, *rest))
+
+
+def _is_balanced(nbytes: Sequence[int], n_ranks: int) -> bool:
+    half = half_nbytes(nbytes, owners(nbytes, [0] * n_ranks), n_ranks)
+    return half <= MOST_IMBALANCE * sum(nbytes) / 2
 
 
 def faster_with_norms(

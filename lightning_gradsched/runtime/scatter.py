@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.bucket import Bucket, Slot
 from lightning_gradsched.runtime.collectives import Collectives, Work
-from lightning_gradsched.runtime.transport import Transport
+from lightning_gradsched.runtime.transport import Transport, Works
 
 
 class Half(Enum):
@@ -116,7 +116,9 @@ class ScatterTransport:
         bucket.deferred.clear()
         bucket.flat.mul_(1.0 / bucket.n_ranks)
         n_own = [bucket.own.numel()] * bucket.n_ranks
-        return self._collectives.begin_all_to_all(bucket.parts, bucket.flat, n_own, bucket.n_owned)
+        return Works(
+            self._collectives.begin_all_to_all(bucket.parts, bucket.flat, n_own, bucket.n_owned)
+        )
 
     def send_means(
         self, buckets: Sequence[ScatteredBucket]
@@ -137,4 +139,6 @@ class ScatterTransport:
         bucket.half = Half.MEANS
         bucket.parts.view(bucket.n_ranks, -1).copy_(bucket.own)
         n_own = [bucket.own.numel()] * bucket.n_ranks
-        return self._collectives.begin_all_to_all(bucket.flat, bucket.parts, bucket.n_owned, n_own)
+        return Works(
+            self._collectives.begin_all_to_all(bucket.flat, bucket.parts, bucket.n_owned, n_own)
+        )
