@@ -36,7 +36,8 @@ class GroupPlan:
     ``launches``: another launch order of the groups, by their numbers; a group that it names k
     times travels in k pieces alike. Empty: each group once, in order.
     ``owners``: for each group the ranks that its parameters belong to, by which they are summed and
-    then sent to all; of a group that is all-reduced, none. Empty: all are all-reduced.
+    then sent to all; of a group that is all-reduced, none. Empty: all are all-reduced. ``n_ranks``:
+    among so many, where there are owners.
 
     >>> GroupPlan("halves", (("a",), ("b", "c"))).launch_order
     (0, 1)
@@ -48,6 +49,7 @@ class GroupPlan:
     groups: tuple[tuple[str, ...], ...]
     launches: tuple[int, ...] = ()
     owners: tuple[tuple[int, ...], ...] = ()
+    n_ranks: int = 1
 
     @property
     def launch_order(self) -> tuple[int, ...]:
@@ -56,11 +58,6 @@ class GroupPlan:
 
     def n_pieces(self, group: int) -> int:
         return self.launch_order.count(group)
-
-    @property
-    def n_owners(self) -> int:
-        """Ranks that own something: all, where there are as many parameters."""
-        return 1 + max((rank for ranks in self.owners for rank in ranks), default=0)
 
     def owners_of(self, group: int) -> tuple[int, ...]:
         """The rank of each of its parameters; empty where it is all-reduced."""

@@ -39,7 +39,7 @@ def in_halves(plan: GroupPlan, profile: BackwardProfile, n_ranks: int) -> GroupP
     ]
     ranks = owners_by_group([[param.nbytes for param in group] for group in shared], n_ranks)
     groups = tuple(tuple(param.name for param in group) for group in members)
-    return GroupPlan(f"{plan.planner} in halves", groups, owners=tuple(ranks))
+    return GroupPlan(f"{plan.planner} in halves", groups, owners=tuple(ranks), n_ranks=n_ranks)
 
 
 def balanced(profile: BackwardProfile, n_ranks: int, least_nbytes: int) -> GroupPlan:

@@ -107,7 +107,7 @@ def _transfers(
 def _message_nbytes(plan: GroupPlan, group: int, nbytes: Sequence[int]) -> float:
     """Of the all-reduce that takes as long as what is sent of ``group`` at once."""
     ranks = plan.owners_of(group)
-    return half_nbytes(nbytes, ranks, plan.n_owners) if ranks else sum(nbytes)
+    return half_nbytes(nbytes, ranks, plan.n_ranks) if ranks else sum(nbytes)
 
 
 def _gathers(

@@ -144,6 +144,7 @@ class Planning:
             "groups": [list(group) for group in self.plan.groups],
             "launches": list(self.plan.launches),
             "owners": [list(ranks) for ranks in self.plan.owners],
+            "n_ranks": self.plan.n_ranks,
             "profile": profile,
         }
 
@@ -152,7 +153,8 @@ class Planning:
         params = _param_profiles(self._params, self._sparse)
         groups = tuple(map(tuple, state["groups"]))
         owners = tuple(map(tuple, state.get("owners", ())))
-        plan = GroupPlan(state["planner"], groups, tuple(state.get("launches", ())), owners)
+        launches = tuple(state.get("launches", ()))
+        plan = GroupPlan(state["planner"], groups, launches, owners, state.get("n_ranks", 1))
         names = [name for group in plan.groups for name in group]
         same = state["settings"] == _deciding(self._config, self._collectives.world_size)
         if not same or sorted(names) != sorted(params):

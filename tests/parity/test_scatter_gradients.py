@@ -82,7 +82,10 @@ def train(
     optimizer = {**OPTIMIZERS, **LARC, **FUSED}[recipe.optimizer](params)
     overlap(optimizer)
     scaler = torch.amp.GradScaler(
-        "cpu", init_scale=recipe.init_scale or 1.0, growth_interval=2, enabled=bool(recipe.init_scale)
+        "cpu",
+        init_scale=recipe.init_scale or 1.0,
+        growth_interval=2,
+        enabled=bool(recipe.init_scale),
     )
     norms = []
     for batch in batches(rank, recipe):
