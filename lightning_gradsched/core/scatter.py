@@ -27,8 +27,11 @@ def in_halves(plan: GroupPlan, profile: BackwardProfile, n_ranks: int) -> GroupP
     """``plan`` with owners for all groups but the first that is launched, in ready order.
 
     The first carries what ranks tell one another. No group travels in pieces: all first halves are
-    waited for in backward, and the second ones are all there when it has ended.
+    waited for in backward, and the second ones are all there when it has ended. Nothing is halved
+    on one rank.
     """
+    if n_ranks == 1:
+        return plan
     param_of = {param.name: param for param in profile.params}
     members = sorted(
         ([param_of[name] for name in names] for names in plan.groups),

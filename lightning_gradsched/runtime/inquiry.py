@@ -20,6 +20,8 @@ from torch import Tensor
 from lightning_gradsched.runtime.collectives import Collectives, Work
 from lightning_gradsched.runtime.scatter import ScatteredBucket
 
+WHAT = "what ranks tell of the gradients that they own"
+
 
 class Questions(NamedTuple):
     """``checks``: whether gradients are finite. ``norm``: the order of their norms, None where none
@@ -33,7 +35,7 @@ class Questions(NamedTuple):
         norm, inv_scale = (
             [0.0, 0.0] if value is None else [1.0, value] for value in (self.norm, self.inv_scale)
         )
-        return [1.0, float(self.checks), *norm, *inv_scale]
+        return [float(self.checks), *norm, *inv_scale]
 
 
 class Inquiry:
@@ -44,34 +46,36 @@ class Inquiry:
         self._collectives = collectives
         self._foreseen = Questions()
         self._first: dict[ScatteredBucket, int] = {}  # where its parameters are in the answers
-        self._answers = torch.empty(0, dtype=torch.float64)
+        self._questions = self._answers = torch.empty(0, dtype=torch.float64)  # of all ranks
         self._work: Work | None = None
         self._is_known: bool | None = None  # whether all ranks have foreseen the same
 
     @torch.no_grad()
     def exchange(self, buckets: Sequence[ScatteredBucket]) -> None:
         """Begin to tell what was foreseen, of parameters that each rank has summed. Collective."""
-        self._foreseen, self.asked = self.asked, Questions()
-        own = self._foreseen.as_numbers()
-        head = torch.zeros(self._collectives.world_size, len(own), dtype=torch.float64)
-        head[self._collectives.rank] = torch.tensor(own, dtype=torch.float64)
+        self._foreseen, self.asked, self._first = self.asked, Questions(), {}
+        own, n_ranks = self._foreseen.as_numbers(), self._collectives.world_size
         n_params = sum(len(bucket.slots) for bucket in buckets)
-        answers = torch.zeros(2, n_params, dtype=torch.float64)
+        # Each place is one rank's to fill: the sum is what that one says.
+        told = torch.zeros(n_ranks * len(own) + 2 * n_params, dtype=torch.float64)
+        self._questions = told[: n_ranks * len(own)].view(n_ranks, -1)
+        self._answers = told[n_ranks * len(own) :].view(2, -1)
+        self._questions[self._collectives.rank] = torch.tensor(own, dtype=torch.float64)
         first = 0
         for bucket in buckets:
             self._first[bucket] = first
             places = [first + place for place in bucket.owned()]
             for row, values in enumerate(answers_of(bucket, self._foreseen)):
                 if values:
-                    answers[row, places] = torch.stack(values).double()
+                    self._answers[row, places] = torch.stack(values).double()
             first += len(bucket.slots)
-        self._answers = torch.cat([head.flatten(), answers.flatten()])
-        self._work = self._collectives.all_reduce(self._answers)
+        self._work = self._collectives.all_reduce(told)
         self._is_known = None
 
-    def forget(self) -> None:
-        """There is no plan any more."""
-        self._first, self._work = {}, None
+    def settle(self) -> None:
+        """Have nothing under way, whether anybody asks or not."""
+        if self._work is not None:
+            self._collectives.watchdog.wait(self._work, WHAT)
 
     def all_finite(self, bucket: ScatteredBucket, places: Sequence[int]) -> bool | None:
         """Whether these gradients of ``bucket`` are, none of them scaled; None where not known."""
@@ -93,17 +97,14 @@ class Inquiry:
     def _has_come(self) -> bool:
         """Wait for the answers; whether they are to the same questions on all ranks."""
         if self._is_known is None and self._work is not None:
-            what = "what ranks tell of the norms of gradients that they own"
-            self._collectives.watchdog.wait(self._work, what)
-            n_ranks = self._collectives.world_size
-            head = self._answers[: n_ranks * len(self._foreseen.as_numbers())].view(n_ranks, -1)
-            self._is_known = all(row == self._foreseen.as_numbers() for row in head.tolist())
+            self.settle()
+            own = self._foreseen.as_numbers()
+            self._is_known = all(questions == own for questions in self._questions.tolist())
         return bool(self._is_known)
 
     def _row(self, row: int, bucket: ScatteredBucket) -> Tensor:
-        n_head = self._collectives.world_size * len(self._foreseen.as_numbers())
         first = self._first[bucket]
-        return self._answers[n_head:].view(2, -1)[row, first : first + len(bucket.slots)]
+        return self._answers[row, first : first + len(bucket.slots)]
 
 
 def answers_of(bucket: ScatteredBucket, questions: Questions) -> tuple[list[Tensor], list[Tensor]]:

@@ -7,7 +7,6 @@ thread launches it when all ranks have it (see runtime/readiness.py).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -23,7 +22,7 @@ from lightning_gradsched.runtime.fill_order import FillOrderWatch
 from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Recorder
-from lightning_gradsched.runtime.scatter import Half, ScatteredBucket, ScatterTransport
+from lightning_gradsched.runtime.scatter import ScatteredBucket, ScatterTransport, Stage
 from lightning_gradsched.runtime.signals import N_SIGNALS, Signal
 from lightning_gradsched.runtime.transport import AllReduceTransport, Transport, Works
 
@@ -72,18 +71,8 @@ class Launches:
         self, plan: GroupPlan, schedule: ReductionSchedule, slots: Mapping[str, Slot]
     ) -> None:
         """Lay out the buckets of ``plan``, which move ``slots`` (by name) into them."""
-        n_pieces = Counter(schedule.launches)
         buckets = [
-            self._lay_out(
-                number,
-                [slots[name] for name in names],
-                n_signals=N_SIGNALS if self.say and number == schedule.teller else 0,
-                n_pieces=n_pieces[number],
-            )
-            if self.scatter is None or number not in schedule.gathers
-            else self.scatter.lay_out(
-                number, [slots[name] for name in names], plan.owners_of(number)
-            )
+            self._bucket(number, [slots[name] for name in names], plan, schedule)
             for number, names in enumerate(plan.groups)
         ]
         self.order = [buckets[group] for group in schedule.order]
@@ -180,7 +169,7 @@ class Launches:
         if self.scatter is None or not self._gathers:
             return
         for bucket in self.order:
-            if isinstance(bucket, ScatteredBucket) and bucket.half is Half.SUMS:
+            if isinstance(bucket, ScatteredBucket) and bucket.stage is Stage.SUMS:
                 self._wait(bucket)
                 bucket.sum_parts()
         for bucket, work in self.scatter.send_means(self._gathers):
@@ -252,6 +241,19 @@ class Launches:
                 bucket.flat.mul_(factor)
         if self.nan_watch is not None:
             self.nan_watch.look_after(buckets)
+
+    def _bucket(
+        self, number: int, slots: Sequence[Slot], plan: GroupPlan, schedule: ReductionSchedule
+    ) -> Bucket:
+        """Of group ``number``."""
+        if self.scatter is not None and number in schedule.gathers:
+            return self.scatter.lay_out(number, slots, plan.owners_of(number))
+        return self._lay_out(
+            number,
+            slots,
+            n_signals=N_SIGNALS if self.say and number == schedule.teller else 0,
+            n_pieces=plan.n_pieces(number),
+        )
 
     def _lay_out(
         self,

@@ -106,6 +106,8 @@ class OpenGroups:
         """Wait for every group, and make every update that is due."""
         for bucket in list(self._open):
             self._complete(bucket)
+        if self.inquiry is not None:
+            self.inquiry.settle()
 
     @property
     def has_failed(self) -> bool:

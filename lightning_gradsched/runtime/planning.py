@@ -108,7 +108,7 @@ class Planning:
             profile = BackwardProfile(tuple(profiles[name] for name in order))
             planner = ddp if self._config.measures else self._planner()
             plan = planner(profile, self._cost)
-            if self._config.scatter_gradients and not self._config.measures:
+            if self._config.scatter_gradients and self.network is None:
                 plan = in_halves(plan, profile, self._collectives.world_size)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)

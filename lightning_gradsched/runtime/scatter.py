@@ -24,11 +24,12 @@ from lightning_gradsched.runtime.collectives import Collectives, Work
 from lightning_gradsched.runtime.transport import Transport, Works
 
 
-class Half(Enum):
-    """Which half of a group is under way."""
+class Stage(Enum):
+    """How far a group has come; an exception may cut a backward off at any of them."""
 
     SUMS = auto()  # from its launch in backward until this rank has summed what it owns
-    NEITHER = auto()  # until all groups have come so far
+    SUMMED = auto()  # until all groups have come so far and what is foreseen of them was told
+    TOLD = auto()  # until its means are sent
     MEANS = auto()  # from then to the next launch
 
 
@@ -42,7 +43,8 @@ class ScatteredBucket(Bucket):
     owners: Sequence[int]  # of each slot, in order
     rank: int
     n_ranks: int
-    half: Half = Half.MEANS
+    stage: Stage = Stage.MEANS
+    first_work: Work | None = field(init=False, default=None)  # kept as long as ``work``
     n_owned: list[int] = field(init=False)  # elements of ``flat``, by rank
     # This rank's part as each rank has sent it; in the second half, as it is sent to each.
     parts: Tensor = field(init=False)
@@ -61,7 +63,7 @@ class ScatteredBucket(Bucket):
     def __str__(self) -> str:
         names = some_of([slot.name for slot in self.slots])
         ranks = ", ".join(map(str, sorted(set(self.owners))))
-        if self.half is Half.SUMS:
+        if self.stage is Stage.SUMS:
             return f"the sums of group {self.number} ({names}), which it owns in part"
         return f"the means of group {self.number} ({names}) from their owners, ranks {ranks}"
 
@@ -76,7 +78,7 @@ class ScatteredBucket(Bucket):
         self.own.copy_(first)
         for part in others:
             self.own.add_(part)
-        self.half = Half.NEITHER
+        self.stage = Stage.SUMMED
 
 
 class ScatterTransport:
@@ -112,7 +114,7 @@ class ScatterTransport:
     def send(self, bucket: Bucket, *, is_last: bool, piece: int = 0) -> Work:
         if not isinstance(bucket, ScatteredBucket):
             return self._others.send(bucket, is_last=is_last, piece=piece)
-        bucket.half = Half.SUMS
+        bucket.stage = Stage.SUMS
         bucket.deferred.clear()
         bucket.flat.mul_(1.0 / bucket.n_ranks)
         n_own = [bucket.own.numel()] * bucket.n_ranks
@@ -125,18 +127,21 @@ class ScatterTransport:
     ) -> Iterator[tuple[ScatteredBucket, Work]]:
         """Begin the second halves, in this order, of groups whose sums have all come.
 
-        Those that have begun already, before an exception, are left alone.
+        What was done already, before an exception, is not done again.
         """
-        if all(bucket.half is Half.NEITHER for bucket in buckets):
+        if any(bucket.stage is Stage.SUMMED for bucket in buckets):
             self._before_means(buckets)
+            for bucket in buckets:
+                bucket.stage = Stage.TOLD
         for bucket in buckets:
-            if bucket.half is Half.NEITHER:
-                bucket.work = work = self._send_means(bucket)
+            if bucket.stage is Stage.TOLD:
+                work = self._send_means(bucket)
+                bucket.first_work, bucket.work = bucket.work, work
                 yield bucket, work
 
     @torch.no_grad()
     def _send_means(self, bucket: ScatteredBucket) -> Work:
-        bucket.half = Half.MEANS
+        bucket.stage = Stage.MEANS
         bucket.parts.view(bucket.n_ranks, -1).copy_(bucket.own)
         n_own = [bucket.own.numel()] * bucket.n_ranks
         return Works(
