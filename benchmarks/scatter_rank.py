@@ -34,7 +34,7 @@ STREAM_NBYTES, STREAM_GROUPS = 2 * MIB, 8
 COMM_REPEATS = 5
 TIMEOUT_S = 120.0
 # Steps that go on into one another: so many in a turn, and the wait for the last.
-STEPS_A_TURN = 4
+STEPS_A_TURN = 6
 
 
 def main() -> None:
