@@ -21,7 +21,7 @@ from benchmarks import links
 from benchmarks.emulation import EmulatedNet, sleep_precisely
 from benchmarks.environment import write_json
 from benchmarks.rivals import MOST_PLANNING_STEPS, NoUpdate, tell_the_device
-from benchmarks.rounds import time_in_turn
+from benchmarks.rounds import time_in_turn, timed
 from benchmarks.scatter import DDP, HALVES, WAITS, WHOLE
 from benchmarks.tables import TABLES
 from lightning_gradsched import GradientScheduler, GradSchedConfig
@@ -33,8 +33,8 @@ SIZES_NBYTES = (64 * KIB, MIB, 4 * MIB, 16 * MIB)
 STREAM_NBYTES, STREAM_GROUPS = 2 * MIB, 8
 COMM_REPEATS = 5
 TIMEOUT_S = 120.0
-# Steps that go on into one another: so many in a turn, and the wait for the last.
-STEPS_A_TURN = 6
+# Steps go on into one another: after a first one so many are timed in a turn.
+STEPS_A_TURN = 3
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def collectives(n_rounds: int) -> dict[str, dict[str, list[float]]]:
     _engine()
     result = {}
     for what, group in messages.items():
-        turns = {name: _turn(way, group) for name, way in WAYS.items()}
+        turns = {name: timed(_turn(way, group)) for name, way in WAYS.items()}
         time_in_turn(turns, range(1))
         seconds = time_in_turn(turns, range(n_rounds))
         result[what] = {name: _slowest(seconds[name]) for name in WAYS}
@@ -135,7 +135,7 @@ def steps(net_name: str, n_rounds: int) -> dict[str, Any]:
     net, x = EmulatedNet(table.layers, table.dtype), torch.ones(1, requires_grad=True)
     comm_s = _all_reduce_s(table.nbytes // table.dtype.itemsize)
     net.set_compute(comm_s)
-    turns: dict[str, Callable[[], None]] = {}
+    turns: dict[str, Callable[[], float]] = {}
     accounts: dict[str, Any] = {}
     for name, scatters in ((HALVES, True), (WAITS, False), (DDP, None)):
         twin = deepcopy(net)
@@ -156,15 +156,15 @@ def steps(net_name: str, n_rounds: int) -> dict[str, Any]:
         "nbytes": table.nbytes,
         "comm_s": comm_s,
         "steps_a_turn": STEPS_A_TURN,
-        "rivals": {n: [s / STEPS_A_TURN for s in _slowest(v)] for n, v in seconds.items()},
+        "rivals": {name: _slowest(values) for name, values in seconds.items()},
         "gradsched": accounts,
     }
 
 
 def _rival(
     net: nn.Module, x: Tensor, scatters: bool | None
-) -> tuple[Callable[[], None], GradientScheduler | None]:
-    """Some steps of it; DDP's where ``scatters`` is None."""
+) -> tuple[Callable[[], float], GradientScheduler | None]:
+    """A turn of it; of DDP's where ``scatters`` is None."""
     if scatters is None:
         ddp = DistributedDataParallel(net, gradient_as_bucket_view=True)
         return _steps(net, ddp, x, NoUpdate(net.parameters()), _nothing), None
@@ -174,11 +174,11 @@ def _rival(
         per_parameter_optimizers=("NoUpdate",),
     )
     scheduler = GradientScheduler(net, config)
-    tell_the_device(scheduler)
+    tell_the_device(scheduler._launches.open_groups, lambda work, _bucket: work)
     optimizer = NoUpdate(net.parameters())
     scheduler.overlap(optimizer)
     turn = _steps(net, net, x, optimizer, scheduler.flush)
-    for _ in range(MOST_PLANNING_STEPS // STEPS_A_TURN):
+    for _ in range(MOST_PLANNING_STEPS // (1 + STEPS_A_TURN)):
         if not scheduler.tried:
             turn()
     turn()  # lays out the buckets of the plan that was kept
@@ -191,14 +191,23 @@ def _steps(
     x: Tensor,
     optimizer: torch.optim.Optimizer,
     finish: Callable[[], None],
-) -> Callable[[], None]:
-    def turn() -> None:
+) -> Callable[[], float]:
+    """Returns the seconds of one step, the mean of some."""
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward(x).sum().backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+
+    def turn() -> float:
+        step()
+        start_s = perf_counter()
         for _ in range(STEPS_A_TURN):
-            optimizer.zero_grad()
-            forward(x).sum().backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
+            step()
+        seconds = (perf_counter() - start_s) / STEPS_A_TURN
         finish()
+        return seconds
 
     return turn
 

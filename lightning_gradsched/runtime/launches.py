@@ -256,11 +256,7 @@ class Launches:
         )
 
     def _lay_out(
-        self,
-        number: int,
-        slots: Sequence[Slot],
-        n_signals: int = 0,
-        n_pieces: int = 1,
+        self, number: int, slots: Sequence[Slot], n_signals: int = 0, n_pieces: int = 1
     ) -> Bucket:
         if slots[0].is_sparse:
             return SparseBucket(number=number, slots=slots, n_signals=n_signals)

@@ -187,17 +187,8 @@ class Recorder:
 
     def _group_spans(self, group: int) -> list[Span]:
         turn_s, launched_s = self._at(self._turn[group]), self._at(self._launched[group])
-        halves = []
-        if group in self._sums:
-            launched, summed = self._sums[group]
-            filled_s = self._at(launched)
-            halves = [
-                Span(
-                    COMMUNICATION, first_half(str(group)), filled_s, self._at(summed or self._ended)
-                )
-            ]
-        else:
-            filled_s = launched_s
+        sums = self._sums_span(group)
+        filled_s = sums[0].start_s if sums else launched_s
         # A group that did not fill up by itself was closed when backward ended.
         ready_s = min(turn_s, self._at(self._ready.get(group, self._backward_ended)))
         # The callback of a collective may still be on its way when its waiter goes on.
@@ -207,9 +198,17 @@ class Recorder:
         return [
             Span(QUEUE, str(group), ready_s, turn_s),
             Span(COMPUTE, f"fill {group}", turn_s, filled_s),
-            *halves,
+            *sums,
             Span(COMMUNICATION, str(group), launched_s, finished_s),
         ]
+
+    def _sums_span(self, group: int) -> list[Span]:
+        """Of a group that travels in halves, the first one."""
+        if group not in self._sums:
+            return []
+        launched, summed = self._sums[group]
+        end_s = self._at(summed or self._ended)
+        return [Span(COMMUNICATION, first_half(str(group)), self._at(launched), end_s)]
 
     def _at(self, mark: Any) -> float:
         return self._clock.seconds(self._backward_began, mark)

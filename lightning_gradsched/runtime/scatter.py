@@ -42,7 +42,7 @@ class ScatteredBucket(Bucket):
 
     owners: Sequence[int]  # of each slot, in order
     rank: int
-    n_ranks: int
+    ranks: Sequence[int]  # all, as numbered in the whole job
     stage: Stage = Stage.MEANS
     first_work: Work | None = field(init=False, default=None)  # kept as long as ``work``
     n_owned: list[int] = field(init=False)  # elements of ``flat``, by rank
@@ -62,10 +62,14 @@ class ScatteredBucket(Bucket):
 
     def __str__(self) -> str:
         names = some_of([slot.name for slot in self.slots])
-        ranks = ", ".join(map(str, sorted(set(self.owners))))
         if self.stage is Stage.SUMS:
-            return f"the sums of group {self.number} ({names}), which it owns in part"
-        return f"the means of group {self.number} ({names}) from their owners, ranks {ranks}"
+            return f"the sums of group {self.number} ({names})"
+        owners = ", ".join(f"rank {self.ranks[owner]}" for owner in sorted(set(self.owners)))
+        return f"the means of group {self.number} ({names}) from {owners}"
+
+    @property
+    def n_ranks(self) -> int:
+        return len(self.ranks)
 
     def owned(self) -> list[int]:
         """The places of this rank's parameters."""
@@ -107,7 +111,7 @@ class ScatterTransport:
             slots=[slot for slot, _ in pairs],
             owners=[owner for _, owner in pairs],
             rank=self._collectives.rank,
-            n_ranks=self._collectives.world_size,
+            ranks=self._collectives.ranks,
         )
 
     @torch.no_grad()

@@ -309,7 +309,10 @@ def stalling(rank: int, half: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("half", "named"),
-    [("sums", "group 0 (head.weight)"), ("means", "the means of group 2 (stem.weight) from")],
+    [
+        ("sums", "group 0 (head.weight)"),
+        ("means", "the means of group 2 (stem.weight) from rank 1"),
+    ],
 )
 def test_a_rank_that_dies_is_named_with_the_half_that_it_owes(half: str, named: str) -> None:
     (how, error), (died, _) = outcomes_of_ranks(2, stalling, half)
