@@ -26,9 +26,9 @@ from lightning_gradsched.runtime.watchdog import Watchdog
 
 # A longer message is cut; the figure is DDP's.
 COALESCED_NBYTES = 250 * 2**20
-# Of a longer message gloo fills one direction of a connection at a time: on a link of 1 Gbit/s
-# two ranks exchange 16 MiB in 1.0 of the time of an all-reduce whole and in 0.54 in pieces of this
-# size, where half would be 0.50.
+# Of a longer message gloo often fills one direction of a connection at a time: on a link of
+# 1 Gbit/s two ranks exchange 16 MiB in 0.52 to 1.01 of the time of an all-reduce whole, and in 0.56
+# in pieces of this size (benchmarks/results/scatter.json).
 DUPLEX_NBYTES = 512 * 2**10
 AGREEMENT = "an agreement of the engine"
 # Groups closed while a collective of theirs was under way: what destroys one waits for that.
