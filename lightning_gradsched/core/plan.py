@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, repeat, zip_longest
 from math import inf
 
 import numpy as np
@@ -143,9 +143,8 @@ def check_plan(plan: GroupPlan, profile: BackwardProfile) -> None:
                 f"plan {plan.planner!r}: group {number} must hold one dtype and device,"
                 f" got {[(name, *kind[name]) for name in group]}"
             )
-    if plan.owners and [len(ranks) for ranks in plan.owners if ranks] != [
-        len(names) for names, ranks in zip(plan.groups, plan.owners, strict=True) if ranks
-    ]:
+    owned = zip_longest(plan.groups, plan.owners) if plan.owners else ()
+    if any(None in (names, ranks) or len(ranks) not in (0, len(names)) for names, ranks in owned):
         raise PlanError(
             f"plan {plan.planner!r}: expected an owner for each parameter of a group, or none,"
             f" got {plan.owners}"

@@ -71,9 +71,10 @@ def test_a_first_half_without_a_second_is_refused(text: str) -> None:
 
 
 def test_owners_must_be_those_of_the_group() -> None:
-    plan = replace(PAIRS, owners=((), (0,), (1,)))
-    with pytest.raises(PlanError, match="expected an owner for each parameter"):
-        check_plan(plan, four_layers())
+    for owners in ((), (0,), (1,)), ((), (0, 1)), ((), (0, 1), (1,), ()):
+        with pytest.raises(PlanError, match="expected an owner for each parameter"):
+            check_plan(replace(PAIRS, owners=owners), four_layers())
+    check_plan(replace(PAIRS, owners=((), (0, 1), ())), four_layers())
 
 
 def test_second_halves_begin_when_all_first_ones_have_ended() -> None:
