@@ -18,8 +18,6 @@ from lightning_gradsched.runtime.scatter import ScatterTransport
 from tests.ranks import errors_of_ranks, outcomes_of_ranks, run_ranks
 from tests.runtime.overlapping import WIDTH, Chain, adam, engine, nets
 
-Loop = Callable[[nn.Module, torch.optim.Optimizer, int], None]
-
 
 def backward(net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, step: int) -> None:
     generator = torch.Generator().manual_seed(10 * step + rank)
@@ -36,7 +34,6 @@ def beside(
     step_of: Callable[[Any, torch.optim.Optimizer, int, int], None],
     n_steps: int = 5,
     make: Callable[[], nn.Module] = Chain,
-    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer] = adam,
 ) -> tuple[list[int], bool]:
     """How many groups each step has left open, and whether the weights are the plain engine's."""
     ours, plain = nets(make)
@@ -44,7 +41,7 @@ def beside(
     for net in (ours, plain):
         is_ours = net is ours
         scheduler = engine(net, scatter_gradients=True) if is_ours else GradientScheduler(net)
-        optimizer = optimizer_of(net)
+        optimizer = adam(net)
         if is_ours:
             scheduler.overlap(optimizer)
         for step in range(n_steps):
@@ -161,14 +158,8 @@ def branching() -> nn.Module:
     return Branching()
 
 
-def step_in_part(net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, step: int) -> None:
-    backward(net, optimizer, rank, step)
-    clip(net)
-    optimizer.step()
-
-
 def test_parameters_unused_on_some_ranks() -> None:
-    for _, is_alike in run_ranks(2, beside, step_in_part, 8, branching):
+    for _, is_alike in run_ranks(2, beside, clipped_step, 8, branching):
         assert is_alike
 
 
