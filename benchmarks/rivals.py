@@ -102,7 +102,7 @@ def gradsched_forward(net: nn.Module, x: Tensor) -> Rival:
         overlap_forward=True, per_parameter_optimizers=("NoUpdate",), record_every_n_steps=5
     )
     scheduler = GradientScheduler(net, config)
-    _tell_the_device(scheduler._launches.open_groups, lambda work, _bucket: work)
+    tell_the_device(scheduler._launches.open_groups, lambda work, _bucket: work)
     optimizer = NoUpdate(net.parameters())
     scheduler.overlap(optimizer)
     return _with_update(net, x, scheduler, optimizer)
@@ -121,7 +121,7 @@ def gradsched_shard(net: nn.Module, x: Tensor) -> Rival:
         shard_optimizer=True, per_parameter_optimizers=("NoUpdate",), record_every_n_steps=5
     )
     scheduler = GradientScheduler(net, config)
-    _tell_the_device(scheduler._modes._weights, lambda message: message.work)
+    tell_the_device(scheduler._modes._weights, lambda message: message.work)
     optimizer = NoUpdate(net.parameters())
     scheduler.shard(optimizer)
     return _with_update(net, x, scheduler, optimizer)
@@ -139,7 +139,7 @@ def _with_update(
     return Rival(step_and_update, MOST_PLANNING_STEPS, scheduler, scheduler.flush)
 
 
-def _tell_the_device(waiter: Any, work_of: Callable[..., Any]) -> None:
+def tell_the_device(waiter: Any, work_of: Callable[..., Any]) -> None:
     """An emulated device knows of no wait in the midst of a forward: it would compute meanwhile.
 
     ``waiter`` waits by its ``_wait``, for what ``work_of`` makes of the same arguments.

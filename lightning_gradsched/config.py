@@ -66,6 +66,10 @@ class GradSchedConfig:
         overlap_forward: let the end of backward leave groups under way, for the next forward to
             wait for where it uses them; then the optimizer updates their parameters. The same
             update as without. Needs ``schedule="static"``; see ``docs/overlap-forward.md``.
+        scatter_gradients: with ``overlap_forward``, for steps that look at all gradients at once
+            (clipping by norm, ``GradScaler``): let groups travel in halves, so that such a look
+            waits for the first half only, where the planner finds that faster. Gloo and parameters
+            on the CPU only; see ``docs/overlap-forward.md``.
         per_parameter_optimizers: class names of optimizers of yours, for ``overlap_forward``, that
             update each parameter from its own gradient alone, as those of torch that are known to.
         gradient_lag: 1: each backward gives out the mean of the gradients that the backward before
@@ -95,6 +99,7 @@ class GradSchedConfig:
     calibration_dir: str | None = None
     reduction: str = "auto"
     overlap_forward: bool = False
+    scatter_gradients: bool = False
     per_parameter_optimizers: tuple[str, ...] = ()
     gradient_lag: int = 0
     shard_optimizer: bool = False
@@ -158,10 +163,28 @@ class GradSchedConfig:
                 "shard_optimizer: expected overlap_forward=False, as weights are sent when all"
                 " gradients of a step have come, got both: leave one out"
             )
+        self._check_scatter()
         if self.overlap_forward and self.schedule != "static":
             raise ValueError(
                 "overlap_forward: expected schedule='static', as the order into the forward is"
                 f" fixed beforehand, got schedule={self.schedule!r}"
+            )
+
+    def _check_scatter(self) -> None:
+        if self.scatter_gradients and not self.overlap_forward:
+            raise ValueError(
+                "scatter_gradients: expected overlap_forward=True, as the second half of a group"
+                " travels in the next forward, got overlap_forward=False"
+            )
+        if self.scatter_gradients and self.reduce_dtype is not None:
+            raise ValueError(
+                "scatter_gradients: expected reduce_dtype=None, as gradients are summed by the"
+                f" ranks that own them in their own dtype, got reduce_dtype={self.reduce_dtype!r}"
+            )
+        if self.scatter_gradients and self.reduction == "hierarchical":
+            raise ValueError(
+                "scatter_gradients: expected reduction='flat' or 'auto', as halves travel between"
+                " all ranks at once, got reduction='hierarchical'"
             )
 
     @property

@@ -19,6 +19,7 @@ from lightning_gradsched.core.plan import (
     single,
 )
 from lightning_gradsched.core.profile import BackwardProfile
+from lightning_gradsched.core.scatter import balanced, in_halves
 from lightning_gradsched.core.schedule import (
     ReductionSchedule,
     lower,
@@ -29,6 +30,7 @@ from lightning_gradsched.core.simulate import simulate
 
 MIB = 1 << 20
 FIXED_SIZES_NBYTES = (MIB, 4 * MIB, 16 * MIB)
+SIZES_IN_HALVES_NBYTES = tuple(MIB << k for k in range(5))
 
 
 class Candidate(NamedTuple):
@@ -45,10 +47,7 @@ def candidates(profile: BackwardProfile, cost: CostModel, *, most: int) -> tuple
     """
     plans = _unlike_plans((ddp, optimal, mg_wfbp, single, per_tensor), profile, cost)
     ranked = _ranked(plans, lower, profile, cost)
-    own_groups = ddp(profile, cost).groups
-    own = next(candidate for candidate in ranked if candidate.plan.groups == own_groups)
-    others = [candidate for candidate in ranked if candidate is not own]
-    return tuple(sorted([own, *others[: most - 1]], key=ranked.index))
+    return _best_and_ddp(ranked, ddp(profile, cost), most)
 
 
 def forward_candidates(
@@ -67,6 +66,19 @@ def forward_candidates(
     chosen = [*others[: most - 1], unlike.get(own.groups, own)]
     lowered = partial(lower_into_forward, profile=profile)
     return tuple(_ranked(chosen, lowered, profile, cost))
+
+
+def candidates_with_norms(
+    profile: BackwardProfile, cost: CostModel, n_ranks: int, *, most: int
+) -> tuple[Candidate, ...]:
+    """As ``candidates``, of steps that look at all gradients at once: in halves or waited for."""
+    plans = [balanced(profile, n_ranks, nbytes) for nbytes in SIZES_IN_HALVES_NBYTES]
+    plans += _unlike_plans((ddp, optimal, per_tensor), profile, cost)
+    unlike = {plan.groups: in_halves(plan, profile, n_ranks) for plan in reversed(plans)}
+    in_forward = partial(lower_into_forward, profile=profile)
+    halves = _ranked(list(unlike.values()), in_forward, profile, cost)
+    ranked = sorted([*halves, *candidates(profile, cost, most=most)], key=_promise)
+    return _best_and_ddp(ranked, ddp(profile, cost), most)
 
 
 def lagged_candidates(
@@ -97,4 +109,16 @@ def _ranked(
     def candidate(plan: GroupPlan) -> Candidate:
         return Candidate(plan, simulate(lowered(plan), plan, profile, cost).exposed_s())
 
-    return sorted(map(candidate, plans), key=lambda c: (c.exposed_s, len(c.plan.launch_order)))
+    return sorted(map(candidate, plans), key=_promise)
+
+
+def _promise(candidate: Candidate) -> tuple[float, int]:
+    """The less, the more promising; of equal predictions, the fewer launches."""
+    return candidate.exposed_s, len(candidate.plan.launch_order)
+
+
+def _best_and_ddp(ranked: Sequence[Candidate], own: GroupPlan, most: int) -> tuple[Candidate, ...]:
+    """The first of ``ranked``, among them the one of DDP's groups, all of it waited for."""
+    ddps = next(c for c in ranked if c.plan.groups == own.groups and not c.plan.owners)
+    others = [candidate for candidate in ranked if candidate is not ddps]
+    return tuple(sorted([ddps, *others[: most - 1]], key=ranked.index))

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, repeat, zip_longest
 from math import inf
 
 import numpy as np
@@ -35,6 +35,9 @@ class GroupPlan:
 
     ``launches``: another launch order of the groups, by their numbers; a group that it names k
     times travels in k pieces alike. Empty: each group once, in order.
+    ``owners``: for each group the ranks that its parameters belong to, by which they are summed and
+    then sent to all; of a group that is all-reduced, none. Empty: all are all-reduced. ``n_ranks``:
+    among so many, where there are owners.
 
     >>> GroupPlan("halves", (("a",), ("b", "c"))).launch_order
     (0, 1)
@@ -45,6 +48,8 @@ class GroupPlan:
     planner: str
     groups: tuple[tuple[str, ...], ...]
     launches: tuple[int, ...] = ()
+    owners: tuple[tuple[int, ...], ...] = ()
+    n_ranks: int = 1
 
     @property
     def launch_order(self) -> tuple[int, ...]:
@@ -53,6 +58,10 @@ class GroupPlan:
 
     def n_pieces(self, group: int) -> int:
         return self.launch_order.count(group)
+
+    def owners_of(self, group: int) -> tuple[int, ...]:
+        """The rank of each of its parameters; empty where it is all-reduced."""
+        return self.owners[group] if self.owners else ()
 
 
 Planner = Callable[[BackwardProfile, CostModel], GroupPlan]
@@ -134,6 +143,12 @@ def check_plan(plan: GroupPlan, profile: BackwardProfile) -> None:
                 f"plan {plan.planner!r}: group {number} must hold one dtype and device,"
                 f" got {[(name, *kind[name]) for name in group]}"
             )
+    owned = zip_longest(plan.groups, plan.owners) if plan.owners else ()
+    if any(None in (names, ranks) or len(ranks) not in (0, len(names)) for names, ranks in owned):
+        raise PlanError(
+            f"plan {plan.planner!r}: expected an owner for each parameter of a group, or none,"
+            f" got {plan.owners}"
+        )
     if set(plan.launch_order) != set(range(len(plan.groups))):
         raise PlanError(
             f"plan {plan.planner!r}: expected launches of groups 0 to {len(plan.groups) - 1}, each"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile
@@ -18,9 +18,13 @@ SCHEDULE_CHOICES = ("static", "negotiated", "auto")
 
 
 class Action(NamedTuple):
-    """``R3``: launch the reduction of group 3, or its next piece. ``W3``: wait for all of it."""
+    """``R3``: launch the reduction of group 3, or its next piece. ``W3``: wait for all of it.
 
-    kind: Literal["R", "W"]
+    ``S3``: launch its first half, in which each parameter is summed by the rank that owns it;
+    ``G3``: wait for that, and launch the second, in which owners send the means to all.
+    """
+
+    kind: Literal["R", "W", "S", "G"]
     group: int
 
     def __str__(self) -> str:
@@ -41,6 +45,11 @@ class ReductionSchedule:
     >>> str(schedule)
     'R0 R1 W0 W1'
     >>> ReductionSchedule.parse("R0 R1 R2 R1 W0 | W2 W1").left_open
+    (2, 1)
+
+    Groups that travel in halves: all first halves have ended when the second ones begin.
+
+    >>> ReductionSchedule.parse("R0 S1 S2 W0 G2 G1 | W2 W1").gathers
     (2, 1)
 
     ``lag``: how many backwards before it those were whose groups a backward waits for, 0 or 1.
@@ -64,14 +73,22 @@ class ReductionSchedule:
         for group in () if self.lag else self.waits:
             if Action("R", group) in self.backward[self.backward.index(Action("W", group)) :]:
                 raise PlanError(f"expected R{group} before W{group}, got {self}")
+        halves = "".join(action.kind for action in self.backward if action.kind in "RSG")
+        if sorted(self._groups("S")) != sorted(self.gathers) or "G" in halves.rstrip("G"):
+            raise PlanError(f"expected one G for each S, after all launches, got {self}")
 
-    def _groups(self, kind: str) -> tuple[int, ...]:
-        return tuple(action.group for action in self.backward if action.kind == kind)
+    def _groups(self, kinds: str) -> tuple[int, ...]:
+        return tuple(action.group for action in self.backward if action.kind in kinds)
 
     @property
     def launches(self) -> tuple[int, ...]:
         """Groups in the order in which every rank launches them, once for each piece."""
-        return self._groups("R")
+        return self._groups("RS")
+
+    @property
+    def gathers(self) -> tuple[int, ...]:
+        """Groups that travel in halves, in the order in which their second halves are launched."""
+        return self._groups("G")
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -113,10 +130,10 @@ class ReductionSchedule:
 
 
 def _parse_action(word: str) -> Action:
-    match = re.fullmatch(r"([RW])(\d+)", word)
+    match = re.fullmatch(r"([RWSG])(\d+)", word)
     if match is None:
         raise PlanError(f"expected an action such as R0 or W0, got {word!r}")
-    return Action("R" if match[1] == "R" else "W", int(match[2]))
+    return Action(cast(Literal["R", "W", "S", "G"], match[1]), int(match[2]))
 
 
 def lower(plan: GroupPlan) -> ReductionSchedule:
@@ -135,7 +152,8 @@ def lower_into_forward(plan: GroupPlan, profile: BackwardProfile) -> ReductionSc
     """Launch in the plan's order; leave all but one group to the next forward.
 
     The end of backward waits for the group that is launched completely first: it carries what
-    ranks tell one another. The waits of the forward are in the order of its first uses.
+    ranks tell one another. The waits of the forward are in the order of its first uses. Groups that
+    belong to ranks travel in halves, the second ones in that order too.
     """
     order = plan.launch_order
     if not order:
@@ -145,8 +163,10 @@ def lower_into_forward(plan: GroupPlan, profile: BackwardProfile) -> ReductionSc
     needed_s = {param.name: param.needed_s for param in profile.params}
     rest = [group for group in dict.fromkeys(order) if group != first]
     rest.sort(key=lambda group: min(needed_s[name] for name in plan.groups[group]))
+    launches = (Action("S" if plan.owners_of(group) else "R", group) for group in order)
+    gathers = (Action("G", group) for group in rest if plan.owners_of(group))
     return ReductionSchedule(
-        (*(Action("R", group) for group in order), Action("W", first)),
+        (*launches, Action("W", first), *gathers),
         tuple(Action("W", group) for group in rest),
     )
 

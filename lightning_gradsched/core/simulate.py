@@ -10,7 +10,15 @@ from lightning_gradsched.core.plan import GroupPlan, check_plan
 from lightning_gradsched.core.profile import BackwardProfile
 from lightning_gradsched.core.report import BACKWARD, BETWEEN
 from lightning_gradsched.core.schedule import ReductionSchedule
-from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
+from lightning_gradsched.core.shards import half_nbytes
+from lightning_gradsched.core.timeline import (
+    COMMUNICATION,
+    COMPUTE,
+    QUEUE,
+    Span,
+    Timeline,
+    first_half,
+)
 from lightning_gradsched.errors import PlanError
 
 # A step with lag settles into its period in a few; bounded for rounding.
@@ -27,7 +35,8 @@ def simulate(
     the schedule leaves groups to the next forward, the timeline goes on to the end of that forward,
     which stands still while it waits, and no forward comes before its backward. Where the schedule
     lags, it goes on to the end of the next backward, and steps have found their period. The update
-    of parameters and what else is between backward and forward takes no time. As a forward waits
+    of parameters and what else is between backward and forward takes no time. Groups that travel in
+    halves have two spans; backward ends with all of the first ones. As a forward waits
     for all that it uses, the link is free when the next backward begins: one step tells of all.
     Spans are the recorder's: the queue's goes on until the launch, that of the communication from
     the launch to the end, so a wait for the link is part of it, as where a library queues it.
@@ -57,6 +66,7 @@ def simulate(
     if schedule.lag:
         return _lagged(schedule, plan, profile, cost)
     transfers = tuple(_transfers(schedule, plan, profile, cost))
+    transfers += tuple(_gathers(schedule, plan, profile, cost, transfers))
     backward = Span(COMPUTE, BACKWARD, 0.0, profile.backward_s)
     if schedule.forward:
         return Timeline((backward, *_forward(schedule, plan, profile, transfers), *transfers))
@@ -85,12 +95,38 @@ def _transfers(
         ready_s[number] = max(member.ready_s for member in members)
         launch_s = max(ready_s[number], launch_s)
         began_s.setdefault(number, launch_s)
-        nbytes = sum(member.nbytes for member in members) / n_pieces[number]
+        nbytes = _message_nbytes(plan, number, [m.nbytes for m in members]) / n_pieces[number]
         link_free_s = max(launch_s, link_free_s) + float(cost.all_reduce_s(nbytes))
         left[number] -= 1
         if left[number] == 0:
+            label = first_half(str(number)) if plan.owners_of(number) else str(number)
             yield Span(QUEUE, str(number), ready_s[number], began_s[number])
-            yield Span(COMMUNICATION, str(number), began_s[number], link_free_s)
+            yield Span(COMMUNICATION, label, began_s[number], link_free_s)
+
+
+def _message_nbytes(plan: GroupPlan, group: int, nbytes: Sequence[int]) -> float:
+    """Of the all-reduce that takes as long as what is sent of ``group`` at once."""
+    ranks = plan.owners_of(group)
+    return half_nbytes(nbytes, ranks, plan.n_ranks) if ranks else sum(nbytes)
+
+
+def _gathers(
+    schedule: ReductionSchedule,
+    plan: GroupPlan,
+    profile: BackwardProfile,
+    cost: CostModel,
+    transfers: Sequence[Span],
+) -> Iterator[Span]:
+    """The second halves, when all that was launched in backward, and a short word, have come."""
+    if not schedule.gathers:
+        return
+    nbytes_of = {param.name: param.nbytes for param in profile.params}
+    ended_s = max(profile.backward_s, *(span.end_s for span in transfers))
+    launch_s = link_free_s = ended_s + float(cost.all_reduce_s(0))
+    for number in schedule.gathers:
+        nbytes = [nbytes_of[name] for name in plan.groups[number]]
+        link_free_s += float(cost.all_reduce_s(_message_nbytes(plan, number, nbytes)))
+        yield Span(COMMUNICATION, str(number), launch_s, link_free_s)
 
 
 def _lagged(
@@ -133,6 +169,12 @@ def _forward(
     finish_s = {span.label: span.end_s for span in transfers if span.track == COMMUNICATION}
     needed_s = {param.name: param.needed_s for param in profile.params}
     began_s = max(profile.backward_s, *(finish_s[str(group)] for group in schedule.waits))
+    if schedule.gathers:
+        began_s = next(
+            span.start_s
+            for span in transfers
+            if span.track == COMMUNICATION and span.label == str(schedule.gathers[0])
+        )
     done_s = 0.0  # of its compute
     for group in schedule.left_open:
         use_s = min(needed_s[name] for name in plan.groups[group])

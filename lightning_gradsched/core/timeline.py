@@ -15,6 +15,11 @@ TRACKS = (COMPUTE, QUEUE, COMMUNICATION)
 Interval = tuple[float, float]
 
 
+def first_half(group: str) -> str:
+    """The label of the first half of a group that travels in halves; the second has its own."""
+    return f"{group} sums"
+
+
 class Span(NamedTuple):
     """``label`` was going on from ``start_s`` to ``end_s`` on ``track``."""
 

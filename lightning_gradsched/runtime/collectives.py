@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from math import ceil
 from time import perf_counter
 from typing import Any, Protocol
 from uuid import uuid4
@@ -25,6 +26,10 @@ from lightning_gradsched.runtime.watchdog import Watchdog
 
 # A longer message is cut; the figure is DDP's.
 COALESCED_NBYTES = 250 * 2**20
+# Of a longer message gloo often fills one direction of a connection at a time: on a link of
+# 1 Gbit/s two ranks exchange 16 MiB in 0.52 to 1.01 of the time of an all-reduce whole, and in 0.56
+# in pieces of this size (benchmarks/results/scatter.json).
+DUPLEX_NBYTES = 512 * 2**10
 AGREEMENT = "an agreement of the engine"
 # Groups closed while a collective of theirs was under way: what destroys one waits for that.
 _left_running: list[Any] = []
@@ -154,6 +159,30 @@ class Collectives:
         work: Work = dist.broadcast(flat, group=self._group, group_src=source, async_op=True)
         return work
 
+    def begin_all_to_all(
+        self, received: Tensor, sent: Tensor, n_received: Sequence[int], n_sent: Sequence[int]
+    ) -> list[Work]:
+        """Begin to send each rank its part of ``sent``, and to receive one from each.
+
+        Both are 1-d and hold a part for each rank, in their order, of so many elements. Two ranks
+        exchange them in pieces, see ``DUPLEX_NBYTES``; so there may be several works.
+        """
+        self.watchdog.issued()
+        begin = partial(dist.all_to_all_single, group=self._group, async_op=True)
+        if self.world_size != 2:
+            return [begin(received, sent, list(n_received), list(n_sent))]
+        ours, theirs = received.split(list(n_received)), sent.split(list(n_sent))
+        ours[self.rank].copy_(theirs[self.rank])
+        peer = 1 - self.rank
+        incoming, outgoing = ours[peer], theirs[peer]
+        n_pieces = ceil(max(incoming.nbytes, outgoing.nbytes) / DUPLEX_NBYTES) or 1
+        return [
+            begin(into, out, _from_peer(into.numel(), peer), _from_peer(out.numel(), peer))
+            for into, out in zip(
+                incoming.tensor_split(n_pieces), outgoing.tensor_split(n_pieces), strict=True
+            )
+        ]
+
     def control_group(self) -> ControlGroup:
         """Connections of the same ranks on the CPU, for a thread of its own. Collective."""
         return ControlGroup(
@@ -275,6 +304,11 @@ class Collectives:
         self.watchdog.issued()
         work = dist.all_reduce(tensor, op=op, group=self._group, async_op=True)
         return PendingReduction(tensor, partial(self.watchdog.wait, work, what))
+
+
+def _from_peer(numel: int, peer: int) -> list[int]:
+    """Elements by rank, of two: nothing from or for this one."""
+    return [numel, 0] if peer == 0 else [0, numel]
 
 
 class PendingReduction:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple, TypeVar, cast
 
 from torch import Tensor
@@ -93,7 +93,7 @@ def check_batches(collectives: Collectives, n_batches: float) -> None:
 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    value = [plan.planner, plan.groups, plan.launches]
+    value = [plan.planner, plan.groups, plan.launches, plan.owners]
     _check_same(collectives, value, "the plan", _explain_plan)
 
 
@@ -251,10 +251,13 @@ def _describe(table: list[list[Any]], index: int) -> str:
 
 
 def _explain_plan(ranks: Unlike) -> str:
-    (ours, groups, launches), (theirs, other_groups, other_launches) = ranks.has, ranks.other_has
+    ours, groups, *others = ranks.has
+    theirs, other_groups, *other_others = ranks.other_has
+    further = zip(("the order of their launches", "the owners"), others, other_others, strict=True)
+    rest = (what for what, a, b in further if a != b)
     pairs = zip_longest(groups, other_groups)
-    rest = "their name" if launches == other_launches else "the order of their launches"
-    first = next((f"{a} against {b}" for a, b in pairs if a != b), rest)
+    unlike = (f"{a} against {b}" for a, b in pairs if a != b)
+    first = next(chain(unlike, rest), "their name")
     return (
         f"the ranks made different plans: rank {ranks.first} has {ours!r} of {len(groups)} groups,"
         f" rank {ranks.other} has {theirs!r} of {len(other_groups)}; the first that differs"

@@ -7,7 +7,6 @@ thread launches it when all ranks have it (see runtime/readiness.py).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -23,6 +22,7 @@ from lightning_gradsched.runtime.fill_order import FillOrderWatch
 from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.readiness import Negotiation
 from lightning_gradsched.runtime.recorder import Recorder
+from lightning_gradsched.runtime.scatter import ScatteredBucket, ScatterTransport, Stage
 from lightning_gradsched.runtime.signals import N_SIGNALS, Signal
 from lightning_gradsched.runtime.transport import AllReduceTransport, Transport, Works
 
@@ -36,6 +36,7 @@ class Launches:
             backward waits for all.
         transport: what makes a mean of a bucket.
         wait: how to wait for a work; its bucket is for errors.
+        scatter: sends the groups that travel in halves; None: there are no such groups.
         say: what this rank signals in the backward that runs; see runtime/signals.py. None: nothing
             is signalled, and no room is made for it.
     """
@@ -49,11 +50,13 @@ class Launches:
         self.recorder: Recorder | None = None
         self.nan_watch: NanWatch | None = None
         self.fill_order: FillOrderWatch | None = None
+        self.scatter: ScatterTransport | None = None
         self._negotiation: Negotiation | None = None
         self._turns: dict[Bucket, int] = {}  # their places in `order`
         self._sequence: Sequence[Bucket] = ()  # of launches: each once for each of its pieces
         self._wait_order: Sequence[Bucket] = ()
         self._left_open: Sequence[Bucket] = ()
+        self._gathers: Sequence[ScatteredBucket] = ()  # in the order of their second halves
         self._teller: Bucket | None = None  # carries the signals
         # The part of the sequence that is under way, until it has been waited for.
         self._launched: list[Bucket] = []
@@ -68,14 +71,8 @@ class Launches:
         self, plan: GroupPlan, schedule: ReductionSchedule, slots: Mapping[str, Slot]
     ) -> None:
         """Lay out the buckets of ``plan``, which move ``slots`` (by name) into them."""
-        n_pieces = Counter(schedule.launches)
         buckets = [
-            self._lay_out(
-                number,
-                [slots[name] for name in names],
-                n_signals=N_SIGNALS if self.say and number == schedule.teller else 0,
-                n_pieces=n_pieces[number],
-            )
+            self._bucket(number, [slots[name] for name in names], plan, schedule)
             for number, names in enumerate(plan.groups)
         ]
         self.order = [buckets[group] for group in schedule.order]
@@ -84,6 +81,8 @@ class Launches:
         self._sequence = list(_sequence([buckets[group] for group in schedule.launches]))
         self._wait_order = [buckets[group] for group in schedule.waits]
         self._left_open = [buckets[group] for group in schedule.left_open]
+        scattered = (buckets[group] for group in schedule.gathers)
+        self._gathers = [bucket for bucket in scattered if isinstance(bucket, ScatteredBucket)]
         if self._negotiation is not None:
             self._negotiation.expect(len(buckets))
 
@@ -92,7 +91,7 @@ class Launches:
         if self.open_groups is not None:
             self.open_groups.flush()
         self.order, self._sequence, self._turns, self._teller = (), (), {}, None
-        self._wait_order, self._left_open = (), ()
+        self._wait_order, self._left_open, self._gathers = (), (), ()
 
     def negotiate(self, negotiation: Negotiation) -> None:
         """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
@@ -146,6 +145,7 @@ class Launches:
         for bucket in self._wait_order:
             self._wait(bucket)
             bucket.publish()
+        self._begin_second_halves()
         if self._left_open:
             self._leave_open()
         elif self.nan_watch is not None:
@@ -164,6 +164,18 @@ class Launches:
         if self.nan_watch is not None and watches:
             self.nan_watch.look_after(self.order)
 
+    def _begin_second_halves(self) -> None:
+        """See [Note: halves]."""
+        if self.scatter is None or not self._gathers:
+            return
+        for bucket in self.order:
+            if isinstance(bucket, ScatteredBucket) and bucket.stage is Stage.SUMS:
+                self._wait(bucket)
+                bucket.sum_parts()
+        for bucket, work in self.scatter.send_means(self._gathers):
+            if self.recorder is not None:
+                self.recorder.second_half(bucket.number, work)
+
     def drain(self, *, is_backward: bool, before_waiting: Callable[[], None]) -> bool:
         """Be in step with the other ranks after a backward that raised: send NaN for the rest.
 
@@ -178,6 +190,7 @@ class Launches:
         was_reduced = 0 < len(self._launched) == len(self._sequence)
         if was_reduced:
             before_waiting()
+            self._begin_second_halves()
         for bucket in dict.fromkeys(self._launched):
             self._wait(bucket)
         # Not before: what is forgotten here would be sent again if a wait is cut off too.
@@ -228,6 +241,19 @@ class Launches:
                 bucket.flat.mul_(factor)
         if self.nan_watch is not None:
             self.nan_watch.look_after(buckets)
+
+    def _bucket(
+        self, number: int, slots: Sequence[Slot], plan: GroupPlan, schedule: ReductionSchedule
+    ) -> Bucket:
+        """Of group ``number``."""
+        if self.scatter is not None and number in schedule.gathers:
+            return self.scatter.lay_out(number, slots, plan.owners_of(number))
+        return self._lay_out(
+            number,
+            slots,
+            n_signals=N_SIGNALS if self.say and number == schedule.teller else 0,
+            n_pieces=plan.n_pieces(number),
+        )
 
     def _lay_out(
         self, number: int, slots: Sequence[Slot], n_signals: int = 0, n_pieces: int = 1

@@ -22,11 +22,19 @@ from torch import Tensor, nn
 _COMPLETE = "_gradsched_complete"
 
 
+# Of each class of lazy tensors, the one that they are of before and after.
+_OWN: dict[type, type] = {}
+
+
 class _Lazy:
     """Mixed into a tensor's class."""
 
     # What may be asked of it as it is.
     PASSES: frozenset[Any] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _OWN[cls] = nn.Parameter if issubclass(cls, nn.Parameter) else Tensor
 
     @classmethod
     def __torch_function__(
@@ -48,15 +56,22 @@ class _Lazy:
         return self.__reduce_ex__(protocol)
 
 
-def _questions() -> Iterator[Any]:
-    """What a parameter looks like, and its gradient: an object of its own, which may be open."""
+def looks_of_a_tensor() -> Iterator[Any]:
+    """What can be told of a tensor without its values."""
     tensor: Any = Tensor
     for name in ("requires_grad", "is_leaf", "shape", "dtype", "device", "layout", "ndim"):
         yield getattr(tensor, name).__get__
-    yield from (tensor.grad.__get__, tensor.grad.__set__, tensor.requires_grad.__set__)
     yield from (tensor.size, tensor.numel, tensor.dim, tensor.element_size)
-    yield from (tensor.is_floating_point, tensor.is_complex, tensor.requires_grad_)
+    yield from (tensor.is_floating_point, tensor.is_complex)
     yield from (tensor.is_sparse.__get__, tensor.is_cuda.__get__)
+
+
+def _questions() -> Iterator[Any]:
+    """What a parameter looks like, and its gradient: an object of its own, which may be open."""
+    tensor: Any = Tensor
+    yield from looks_of_a_tensor()
+    yield from (tensor.grad.__get__, tensor.grad.__set__, tensor.requires_grad.__set__)
+    yield tensor.requires_grad_
 
 
 class OpenGradient(_Lazy, Tensor):
@@ -68,9 +83,6 @@ class DueParameter(_Lazy, nn.Parameter):
 
     # What it looks like, and its gradient: an object of its own, which may be an open one.
     PASSES = frozenset(_questions())
-
-
-_OWN: dict[type, type] = {OpenGradient: Tensor, DueParameter: nn.Parameter}
 
 
 def make_lazy(tensors: Iterable[Any], lazy: type[_Lazy], completes: Callable[[], None]) -> None:
@@ -94,6 +106,11 @@ def complete(tensor: Any) -> None:
     """Have it be what it shall be. Nothing where it is."""
     if isinstance(tensor, _Lazy):
         getattr(tensor, _COMPLETE)()
+
+
+def completion_of(tensor: Any) -> Any:
+    """What ``make_lazy`` was given for it; it must be lazy."""
+    return getattr(tensor, _COMPLETE)
 
 
 def is_lazy(tensor: Any) -> bool:

@@ -13,9 +13,11 @@ from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime.collectives import AllReduce, Collectives
 from lightning_gradsched.runtime.due_updates import OverlappedOptimizer
 from lightning_gradsched.runtime.gathered_weights import GatheredWeights, Named
+from lightning_gradsched.runtime.inquiry import Inquiry
 from lightning_gradsched.runtime.lag import LaggedLaunches
 from lightning_gradsched.runtime.launches import Launches
 from lightning_gradsched.runtime.open_groups import OpenGroups
+from lightning_gradsched.runtime.scatter import ScatterTransport
 from lightning_gradsched.runtime.sharding import ShardedOptimizer
 from lightning_gradsched.runtime.step_in_part import StepInPart
 
@@ -52,6 +54,11 @@ class Modes:
         self._lag = launches if isinstance(launches, LaggedLaunches) else None
         if config.overlap_forward:
             launches.open_groups = OpenGroups(module, launches.wait)
+        if config.scatter_gradients and launches.open_groups is not None:
+            _check_on_cpu(module, collectives)
+            launches.open_groups.inquiry = inquiry = Inquiry(collectives)
+            launches.scatter = ScatterTransport(collectives, launches.transport, inquiry.exchange)
+            launches.transport = launches.scatter
         if config.shard_optimizer:
             self._weights = GatheredWeights(module, collectives)
 
@@ -155,6 +162,15 @@ class Modes:
         planned = {name for group in groups for name in group}
         late = ((name,) for name in self._params if name not in planned)
         return [[(name, self._params[name]) for name in group] for group in (*late, *groups)]
+
+
+def _check_on_cpu(module: nn.Module, collectives: Collectives) -> None:
+    devices = sorted({param.device.type for param in module.parameters()})
+    if collectives.backend != "gloo" or devices != ["cpu"]:
+        raise GradSchedError(
+            "scatter_gradients: expected the gloo backend and parameters on the CPU, got"
+            f" {collectives.backend} and parameters on {devices}: set scatter_gradients=False"
+        )
 
 
 def _not_set(call: str, field: str) -> GradSchedError:

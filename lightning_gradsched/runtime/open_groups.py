@@ -23,9 +23,12 @@ from torch.optim import Optimizer
 from lightning_gradsched.runtime.bucket import Bucket, SparseBucket
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.compiler_watch import CompilerWatch
+from lightning_gradsched.runtime.inquiry import Inquiry
 from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
 from lightning_gradsched.runtime.module_hook import hook_owners
 from lightning_gradsched.runtime.recorder import Recorder
+from lightning_gradsched.runtime.scatter import ScatteredBucket
+from lightning_gradsched.runtime.scattered_gradient import do_deferred, open_views
 from lightning_gradsched.runtime.undisturbed import undisturbed
 
 
@@ -54,6 +57,7 @@ class OpenGroups:
     """
 
     def __init__(self, module: nn.Module, wait: Callable[[Work, Bucket], object]) -> None:
+        self.inquiry: Inquiry | None = None  # where groups travel in halves
         self._wait = wait
         self._open: dict[Bucket, _OpenGroup] = {}
         self._has_failed = False  # a wait, whose error went to whoever looked
@@ -83,7 +87,10 @@ class OpenGroups:
         if recorder is not None:
             recorder.left_open()
             self._recorder = recorder
-        make_lazy(bucket.views, OpenGradient, partial(self._complete, bucket))
+        if isinstance(bucket, ScatteredBucket) and self.inquiry is not None:
+            open_views(bucket, self._complete, self.inquiry)
+        else:
+            make_lazy(bucket.views, OpenGradient, partial(self._complete, bucket))
 
     def holds(self, bucket: object) -> bool:
         return bucket in self._open
@@ -99,6 +106,8 @@ class OpenGroups:
         """Wait for every group, and make every update that is due."""
         for bucket in list(self._open):
             self._complete(bucket)
+        if self.inquiry is not None:
+            self.inquiry.settle()
 
     @property
     def has_failed(self) -> bool:
@@ -122,6 +131,8 @@ class OpenGroups:
 
         Returns each parameter group that lacks some now, and its former ``params``.
         """
+        if getattr(optimizer, "found_inf", None) is not None:
+            self.flush()  # GradScaler lends it that, and the scale, for the time of this step
         # By id: torch hashes a tensor in Python, and there are thousands.
         bucket_of = {id(param): bucket for bucket, param in self._undecided()}
         passed = []
@@ -169,6 +180,8 @@ class OpenGroups:
         self._settle(group)
         with undisturbed(bucket.flat.device):
             bucket.receive()
+            if isinstance(bucket, ScatteredBucket):
+                do_deferred(bucket)
             for update in group.due:
                 _make(update, bucket)
 

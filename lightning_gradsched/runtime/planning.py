@@ -18,6 +18,7 @@ from lightning_gradsched.core.bound import Bounds, bounds
 from lightning_gradsched.core.candidates import (
     Candidate,
     candidates,
+    candidates_with_norms,
     forward_candidates,
     lagged_candidates,
 )
@@ -30,6 +31,7 @@ from lightning_gradsched.core.plan import (
 )
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.report import TriedPlan
+from lightning_gradsched.core.scatter import faster_with_norms, in_halves
 from lightning_gradsched.core.schedule import (
     ReductionSchedule,
     lower,
@@ -106,6 +108,8 @@ class Planning:
             profile = BackwardProfile(tuple(profiles[name] for name in order))
             planner = ddp if self._config.measures else self._planner()
             plan = planner(profile, self._cost)
+            if self._config.scatter_gradients and self.network is None:
+                plan = in_halves(plan, profile, self._collectives.world_size)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
         self.plan, self.schedule = plan, self._lowered(plan, profile)
@@ -139,6 +143,8 @@ class Planning:
             "planner": self.plan.planner,
             "groups": [list(group) for group in self.plan.groups],
             "launches": list(self.plan.launches),
+            "owners": [list(ranks) for ranks in self.plan.owners],
+            "n_ranks": self.plan.n_ranks,
             "profile": profile,
         }
 
@@ -146,7 +152,9 @@ class Planning:
         """Go on with the plan of ``state``; False where it is of other parameters or settings."""
         params = _param_profiles(self._params, self._sparse)
         groups = tuple(map(tuple, state["groups"]))
-        plan = GroupPlan(state["planner"], groups, tuple(state.get("launches", ())))
+        owners = tuple(map(tuple, state.get("owners", ())))
+        launches = tuple(state.get("launches", ()))
+        plan = GroupPlan(state["planner"], groups, launches, owners, state.get("n_ranks", 1))
         names = [name for group in plan.groups for name in group]
         same = state["settings"] == _deciding(self._config, self._collectives.world_size)
         if not same or sorted(names) != sorted(params):
@@ -203,12 +211,17 @@ class Planning:
 
     def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
         """What to run next: the candidates of a trial, or the one plan that there is."""
+        n_ranks = self._collectives.world_size
+        if self._config.planner == "auto" and self._config.scatter_gradients:
+            return candidates_with_norms(profile, self._cost, n_ranks, most=TRIED_PLANS)
         if self._config.planner == "auto":
             return self._candidates()(profile, self._cost, most=TRIED_PLANS)
         plan = self._planner()(profile, self._cost)
         if not isinstance(plan, GroupPlan):
             raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")
         check_plan(plan, profile)
+        if self._config.scatter_gradients:
+            plan = faster_with_norms(plan, profile, self._cost, n_ranks)
         return (Candidate(plan, exposed_s=nan),)
 
     def _candidates(self) -> Callable[..., tuple[Candidate, ...]]:
@@ -236,6 +249,8 @@ def _deciding(config: GradSchedConfig, world_size: int) -> str:
     values = [config.planner_name, config.group_nbytes, config.reduce_dtype, world_size]
     if config.overlap_forward:
         values.append("overlap_forward")
+    if config.scatter_gradients:
+        values.append("scatter_gradients")
     if config.gradient_lag:
         values.append("gradient_lag")
     return ", ".join(map(str, values))

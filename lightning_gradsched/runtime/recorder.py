@@ -20,7 +20,14 @@ from lightning_gradsched.core.report import (
     OverlapReport,
     TriedPlan,
 )
-from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, QUEUE, Span, Timeline
+from lightning_gradsched.core.timeline import (
+    COMMUNICATION,
+    COMPUTE,
+    QUEUE,
+    Span,
+    Timeline,
+    first_half,
+)
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives, Work
@@ -87,6 +94,7 @@ class Recorder:
         self._turn: dict[int, Any] = {}
         self._launched: dict[int, Any] = {}
         self._finished: dict[int, Any] = {}
+        self._sums: dict[int, tuple[Any, Any]] = {}  # first halves, from launch to end
         # Of a step that leaves groups to the next forward, which it lasts to the end of.
         self._is_left_open = False
         self._waits: list[tuple[Any, Any]] = []
@@ -108,6 +116,11 @@ class Recorder:
     def launched(self, group: int, work: Work) -> None:
         self._launched.setdefault(group, self._clock.mark())  # of several pieces, the first
         self._finished[group] = self._clock.mark_when_done(work)
+
+    def second_half(self, group: int, work: Work) -> None:
+        """The first has ended; see [Note: halves] in runtime/scatter.py."""
+        self._sums[group] = self._launched.pop(group), self._finished[group]
+        self.launched(group, work)
 
     def backward_ended(self) -> None:
         self._backward_ended = self._clock.mark()
@@ -174,6 +187,8 @@ class Recorder:
 
     def _group_spans(self, group: int) -> list[Span]:
         turn_s, launched_s = self._at(self._turn[group]), self._at(self._launched[group])
+        sums = self._sums_span(group)
+        filled_s = sums[0].start_s if sums else launched_s
         # A group that did not fill up by itself was closed when backward ended.
         ready_s = min(turn_s, self._at(self._ready.get(group, self._backward_ended)))
         # The callback of a collective may still be on its way when its waiter goes on.
@@ -182,9 +197,18 @@ class Recorder:
         )
         return [
             Span(QUEUE, str(group), ready_s, turn_s),
-            Span(COMPUTE, f"fill {group}", turn_s, launched_s),
+            Span(COMPUTE, f"fill {group}", turn_s, filled_s),
+            *sums,
             Span(COMMUNICATION, str(group), launched_s, finished_s),
         ]
+
+    def _sums_span(self, group: int) -> list[Span]:
+        """Of a group that travels in halves, the first one."""
+        if group not in self._sums:
+            return []
+        launched, summed = self._sums[group]
+        end_s = self._at(summed or self._ended)
+        return [Span(COMMUNICATION, first_half(str(group)), self._at(launched), end_s)]
 
     def _at(self, mark: Any) -> float:
         return self._clock.seconds(self._backward_began, mark)

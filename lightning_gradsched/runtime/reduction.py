@@ -93,6 +93,8 @@ def _obstacle(
     """Why there is nothing to choose: gradients go flat. Empty where a hierarchy can be had."""
     if config.reduction == FLAT:
         return "as set"
+    if config.scatter_gradients:
+        return "gradients are scattered over all ranks"
     if not nodes:
         return "nothing is measured"
     if not layout_of(nodes).is_hierarchy:
