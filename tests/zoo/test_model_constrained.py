@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from zoo.data.deconvolution import DeconvolutionDataModule
 from zoo.data.samples import Sample
 from zoo.errors import PhysicsError, TrainingDataError
-from zoo.loss.covariance import WeightedSquaredNorm, Whitening, covariance_of
-from zoo.loss.model_constrained import data_misfit, randomized
+from zoo.loss.covariance import Unwhitening, WeightedSquaredNorm, Whitening, covariance_of
+from zoo.loss.model_constrained import (
+    RELATIVE_TO,
+    data_misfit,
+    randomization_std,
+    randomized,
+)
 from zoo.model.model_constrained import ModelConstrained
 from zoo.net.mlp import MLP
 from zoo.physics.deconvolution import Deconvolution
@@ -23,12 +28,61 @@ def test_randomisation_has_the_stated_spread_and_leaves_zeros() -> None:
     assert noise.mean(0).abs().max() < 0.02
 
 
-def test_covariance_of_randomised_data_is_its_expectation() -> None:
+@pytest.mark.parametrize("relative_to", RELATIVE_TO)
+def test_covariance_of_randomised_data_is_its_expectation(relative_to: str) -> None:
     y = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mean, covariance = covariance_of(y, 0.3)
-    rows = randomized(y.repeat(100_000, 1), 0.3, torch.Generator().manual_seed(1))
+    mean, covariance = covariance_of(y, randomization_std(y, 0.3, relative_to))
+    generator = torch.Generator().manual_seed(1)
+    rows = randomized(y.repeat(100_000, 1), 0.3, generator, relative_to)
     torch.testing.assert_close(rows.mean(0), mean, rtol=0.0, atol=0.01)
     torch.testing.assert_close(torch.cov(rows.T, correction=0), covariance, rtol=0.0, atol=0.02)
+
+
+def test_noise_relative_to_a_sample_is_the_same_for_all_its_entries() -> None:
+    y = torch.tensor([[3.0, 0.0, -4.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
+    expected = 0.1 * torch.tensor([[2.5], [1.0]]).expand(2, 4)
+    torch.testing.assert_close(randomization_std(y, 0.1, "sample"), expected)
+    torch.testing.assert_close(randomization_std(y[:, None], 0.1, "sample")[:, 0], expected)
+
+
+def test_an_unknown_measure_of_noise_is_named() -> None:
+    with pytest.raises(ValueError, match=r"relative_to must be one of .* got 'batch'"):
+        ModelConstrained(MLP(8, 8), Deconvolution(8), torch.optim.Adam, relative_to="batch")
+
+
+def test_unwhitening_has_the_inverse_precision_as_its_covariance() -> None:
+    root = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    precision, mean = root @ root.T + torch.eye(4), torch.arange(4.0)
+    unwhitening = Unwhitening(4).double()
+    unwhitening.fit(mean, precision)
+    columns = unwhitening(torch.eye(4).double()) - mean
+    torch.testing.assert_close(columns.T @ columns, precision.inverse())
+
+
+def test_a_net_with_unwhitening_begins_at_the_hessian_of_its_loss() -> None:
+    """In its output v the loss of TNet has the identity for a Hessian, G being linear."""
+    operator, weight = Deconvolution(8), 1e4
+    net = MLP(8, 8, unwhiten=True).double()
+    model = ModelConstrained(net, operator, torch.optim.Adam, weight=weight).double()
+    model.on_fit_start()
+    y = torch.randn(1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def loss(v: Tensor) -> Tensor:
+        u = net.unwhitening(v[None])
+        return 0.5 * (u.square().sum() + weight * (y - operator(u)).square().sum())
+
+    hessian = torch.autograd.functional.hessian(loss, torch.randn(8, dtype=torch.float64))
+    torch.testing.assert_close(hessian, torch.eye(8).double(), rtol=0.0, atol=1e-8)
+    plain = MLP(8, 8, unwhiten=True).double()
+    ModelConstrained(plain, operator, torch.optim.Adam, kind="naive").on_fit_start()
+    torch.testing.assert_close(plain.unwhitening.factor, torch.eye(8).double())
+
+
+def test_an_affine_map_beside_the_layers_is_all_of_a_net_at_first() -> None:
+    net, x = MLP(3, 2, (5,), "tanh", skip=True), torch.randn(4, 3)
+    torch.testing.assert_close(net(x), net.skip(x), rtol=0.0, atol=0.0)
+    net(x).sum().backward()
+    assert net.layers[-1].weight.grad.abs().sum() > 0
 
 
 def test_whitening_makes_the_covariance_the_identity() -> None:

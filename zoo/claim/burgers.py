@@ -20,9 +20,11 @@ def measure(small: bool, advance: Advance) -> Measured:
         n_steps=3 if small else 8,
         n_test=50 if small else 200,
         samples_a_step=100,
-        randomization=0.1,
+        randomization=0.02,
         n_iterations=10,
         hidden=(32,),
+        # Its long first steps lead to waves that the solver's time step cannot carry.
+        unwhiten=False,
     )
     return inverse_pde.measure(setting, advance)
 

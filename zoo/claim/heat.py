@@ -28,12 +28,13 @@ def measure(small: bool, advance: Advance) -> Measured:
         kinds=("opo", "mc_opo", "taen") if small else ("pop", "mc_pop", "opo", "mc_opo", "taen"),
         sizes=(1, 100),
         n_seeds=1 if small else 2,
-        n_steps=10,
+        n_steps=3,
         n_test=40 if small else 100,
-        samples_a_step=100,
-        randomization=0.02,
+        samples_a_step=300,
+        randomization=0.03,
         n_iterations=8,
         hidden=(),
+        iterations_a_step=12,
     )
     return inverse_pde.measure(setting, advance)
 

@@ -43,6 +43,9 @@ class Setting(NamedTuple):
         n_steps: of L-BFGS for the inverse, each of up to `iterations_a_step` iterations on rows
             with the same noise; a surrogate gets as many again.
         samples_a_step: rows of a step, copies with other noise among them.
+        randomization: relative to a sample's root mean square; see `randomization_std`.
+        unwhiten: see [Note: stiffness of the misfit] in `zoo.model.model_constrained`.
+        hidden: layers of tanh beside an affine map; without, the inverse is affine.
     """
 
     operator: Operator
@@ -57,6 +60,7 @@ class Setting(NamedTuple):
     hidden: tuple[int, ...]
     iterations_a_step: int = 20
     noise: float = 0.005
+    unwhiten: bool = True
 
 
 def measure(setting: Setting, advance: Advance) -> Measured:
@@ -123,7 +127,8 @@ def _fitted(model: ModelConstrained, data: CoefficientsDataModule, n_steps: int)
 def _model(setting: Setting, kind: str, n_train: int, seed: int, weight: float) -> ModelConstrained:
     operator = setting.operator
     n_data, n_coefficients = operator.codomain.shape[0], operator.domain.shape[0]
-    net = MLP(n_data, n_coefficients, setting.hidden, "tanh", whiten=True)
+    beside = {"skip": bool(setting.hidden), "whiten": True, "unwhiten": setting.unwhiten}
+    net = MLP(n_data, n_coefficients, setting.hidden, "tanh", **beside)
     optimizer = partial(
         torch.optim.LBFGS, max_iter=setting.iterations_a_step, line_search_fn="strong_wolfe"
     )
@@ -132,6 +137,7 @@ def _model(setting: Setting, kind: str, n_train: int, seed: int, weight: float) 
         "kind": kind,
         "weight": weight,
         "randomization": setting.randomization,
+        "relative_to": "sample",
         "copies": max(1, setting.samples_a_step // n_train),
         "noise_seed": seed,
     }

@@ -46,13 +46,13 @@ class Whitening(nn.Module):
         self.register_buffer("mean", torch.zeros(n))
         self.register_buffer("factor", torch.eye(n))
 
-    def fit(self, data: Tensor, randomization: float = 0.0) -> None:
+    def fit(self, data: Tensor, noise: Tensor | None = None) -> None:
         """Take mean and covariance from data [N, m]; see `covariance_of`.
 
         Raises:
             TrainingDataError: no samples, or their covariance is singular.
         """
-        mean, covariance = covariance_of(data.double(), randomization)
+        mean, covariance = covariance_of(data.double(), noise)
         self.mean.copy_(mean)
         self.factor.copy_(cholesky_factor(covariance, "the covariance of the data"))
 
@@ -61,11 +61,42 @@ class Whitening(nn.Module):
         return torch.linalg.solve_triangular(self.factor, centred, upper=False).T
 
 
-def covariance_of(data: Tensor, randomization: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Mean [m] and covariance [m, m] of data [N, m] to which relative noise is added.
+class Unwhitening(nn.Module):
+    """u = mean + L v, L L^T the inverse of a precision: [N, n] -> [N, n]; the identity until `fit`.
 
-    The noise is that of `zoo.loss.model_constrained.randomized`, taken in expectation: it adds
-    randomization^2 mean(y^2) to the diagonal.
+    With the precision of a least-squares problem's solution, its Hessian, the gradient at v is that
+    of a problem whose Hessian is the identity. Mean and factor are buffers: they travel in
+    checkpoints.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("factor", torch.eye(n))
+
+    def fit(self, mean: Tensor, precision: Tensor) -> None:
+        """Take a mean [n] and a precision [n, n].
+
+        Raises:
+            TrainingDataError: the precision is singular.
+        """
+        lower = cholesky_factor(precision.double(), "the precision of the parameters")
+        eye = torch.eye(len(lower)).to(lower)
+        self.mean.copy_(mean)
+        self.factor.copy_(torch.linalg.solve_triangular(lower, eye, upper=False).T)
+
+    def forward(self, v: Tensor) -> Tensor:
+        return self.mean + v @ self.factor.T
+
+
+def covariance_of(data: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean [m] and covariance [m, m] of data [N, m], and of independent noise on them if given.
+
+    Args:
+        noise: standard deviations of the noise, [N, m]; it is taken in expectation.
 
     Raises:
         TrainingDataError: there are no samples.
@@ -76,8 +107,10 @@ def covariance_of(data: Tensor, randomization: float = 0.0) -> tuple[Tensor, Ten
             "data.n_train=1."
         )
     mean = data.mean(0)
-    spread = (data - mean).T @ (data - mean) / len(data)
-    return mean, spread + torch.diag(randomization**2 * (data**2).mean(0))
+    covariance = (data - mean).T @ (data - mean) / len(data)
+    if noise is not None:
+        covariance = covariance + torch.diag(noise.to(data).square().mean(0))
+    return mean, covariance
 
 
 class WeightedSquaredNorm(nn.Module):

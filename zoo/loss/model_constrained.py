@@ -17,12 +17,32 @@ from torch import Tensor
 from zoo.errors import PhysicsError, TrainingDataError
 
 SquaredNorm = Callable[[Tensor], Tensor]
+# What the noise of the randomisation is relative to.
+RELATIVE_TO = ("entry", "sample")
 
 
-def randomized(y: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
-    """y + eps with eps ~ N(0, strength^2 diag(y)^2), drawn anew for every entry of y [N, ...]."""
+def randomization_std(y: Tensor, strength: float, relative_to: str = "entry") -> Tensor:
+    """Standard deviations of the noise that randomises y [N, ...], [N, ...].
+
+    Relative to an "entry", as in the papers, strength |y|: an entry near zero is hardly randomised,
+    and a net learns nothing of how to answer to it. Relative to a "sample", strength times the root
+    mean square of the sample's entries.
+    """
+    if relative_to == "entry":
+        return strength * y.abs()
+    size = y.flatten(1).square().mean(1).sqrt()
+    return strength * size.view(-1, *[1] * (y.ndim - 1)).expand_as(y)
+
+
+def randomized(
+    y: Tensor,
+    strength: float,
+    generator: torch.Generator | None = None,
+    relative_to: str = "entry",
+) -> Tensor:
+    """y + eps, eps ~ N(0, `randomization_std`^2), drawn anew for every entry of y [N, ...]."""
     noise = torch.randn(y.shape, dtype=y.dtype, generator=generator).to(y.device)
-    return y * (1.0 + strength * noise)
+    return y + randomization_std(y, strength, relative_to) * noise
 
 
 def naive_loss(estimate: Tensor, truth: Tensor, parameter_norm: SquaredNorm) -> Tensor:

@@ -6,7 +6,7 @@ Nguyen and Bui-Thanh 2021, arXiv 2105.12033; TAEN: Comput. Methods Appl. Mech. E
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +88,13 @@ class Autoencoder(ModelConstrained):
         noise_seed: int = 0,
         parameter_norm: SquaredNorm | None = None,
         data_norm: SquaredNorm | None = None,
+        relative_to: Literal["entry", "sample"] = "entry",
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {sorted(KINDS)}, got {kind!r}")
         self._require_state(kind, operator)
-        rest = (weight, prior_mean, randomization, copies, noise_seed, parameter_norm, data_norm)
+        norms = (parameter_norm, data_norm)
+        rest = (weight, prior_mean, randomization, copies, noise_seed, *norms, relative_to)
         super().__init__(net, operator, optimizer, scheduler, KINDS[kind].inverse, *rest)
         self.surrogate = surrogate
         self.autoencoder = KINDS[kind]

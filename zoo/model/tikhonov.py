@@ -66,9 +66,7 @@ class Tikhonov:
         jacobian = batched_jacobian(self.operator, u)
         residual = y - self.operator(u)
         gradient = (u - self.prior_mean) - self.weight * _transposed(jacobian, residual)
-        eye = torch.eye(u.shape[1]).to(u)
-        hessian = (1.0 + damping)[:, None, None] * eye
-        hessian = hessian + self.weight * jacobian.transpose(1, 2) @ jacobian
+        hessian = _hessian(jacobian, self.weight, 1.0 + damping)
         trial = u - torch.linalg.solve(hessian, gradient)
         trial_value = self._value(trial, y)
         better = trial_value <= value
@@ -79,12 +77,23 @@ class Tikhonov:
         )
 
 
+def posterior_precision(operator: Operator, u: Tensor, weight: float) -> Tensor:
+    """I + weight J^T J at each row of u [N, n], [N, n, n]: Tikhonov's Hessian of a linearised G."""
+    return _hessian(batched_jacobian(operator, u), weight, torch.ones(len(u)).to(u))
+
+
 def batched_jacobian(operator: Operator, u: Tensor) -> Tensor:
     """dG_i/du_j at each row of u [N, n], as [N, m, n]; one derivative a column."""
     columns = []
     for direction in torch.eye(u.shape[1], dtype=u.dtype, device=u.device):
         columns.append(jvp(operator, u, direction.expand_as(u)))
     return torch.stack(columns, dim=2)
+
+
+def _hessian(jacobian: Tensor, weight: float, diagonal: Tensor) -> Tensor:
+    """diagonal [N] times I + weight J^T J, [N, n, n]."""
+    eye = torch.eye(jacobian.shape[2]).to(jacobian)
+    return diagonal[:, None, None] * eye + weight * jacobian.transpose(1, 2) @ jacobian
 
 
 def _transposed(jacobian: Tensor, residual: Tensor) -> Tensor:
