@@ -26,12 +26,13 @@ def measure(small: bool, advance: Advance) -> Measured:
         kinds=("naive", "model_constrained", "tnet"),
         sizes=(1, 100),
         n_seeds=1 if small else 2,
-        n_steps=2 if small else 4,
+        n_steps=1,
         n_test=15 if small else 30,
-        samples_a_step=25 if small else 40,
-        randomization=0.1,
+        samples_a_step=200 if small else 1000,
+        randomization=0.02,
         n_iterations=4,
         hidden=(),
+        iterations_a_step=10,
     )
     return inverse_pde.measure(setting, advance)
 
