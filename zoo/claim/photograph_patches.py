@@ -21,13 +21,26 @@ from zoo.physics.dense import Dense
 _PATH = Path(__file__).resolve().parents[2] / "data" / "photographs.h5"
 _SIDE_PX, _SCALE, _N_TRAIN, _NOISE = 12, 2, 30, 0.01
 _COLUMNS = {"fully connected": {"net": "dense"}, "convolutional": {"net": "convolutional"}}
+# Of Adam. A convolution has few weights, which take long to be found.
+_STEPS = {"dense": 300, "convolutional": 1000}
+_PRODUCTS = (3e-3, 1e-2, 3e-2, 0.1, 0.3)
+_GRIDS = {
+    "dense": {"weight decay": (1e-3, 3e-3, 1e-2, 3e-2, 0.1)},
+    "convolutional": {
+        "weight decay": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        "spectral product": _PRODUCTS,
+        "model-aware product": _PRODUCTS,
+    },
+}
 _SMALL = ("none", "weight decay", "spectral product", "model-aware product")
 
 
 def measure(small: bool, advance: Advance) -> Measured:
     """Every term for both nets."""
     names, seeds = (_SMALL if small else tuple(terms())), list(range(3))
-    problems = [(labels, _problem(labels["net"], 300)) for labels in _COLUMNS.values()]
+    problems = [
+        (labels, _problem(net := labels["net"], _STEPS[net])) for labels in _COLUMNS.values()
+    ]
     measured = measure_all(problems, names, seeds, advance)
     problem = problems[1][1]
     measured["cost_convolutional"] = regularization.costs(problem, names)
@@ -39,7 +52,7 @@ def _problem(net: str, n_steps: int) -> Problem:
     operator = Dense(BicubicDownsampling((1, _SIDE_PX, _SIDE_PX), _SCALE), flat)
     n_low, n_high = (_SIDE_PX // _SCALE) ** 2, _SIDE_PX**2
     fresh = partial(MLP, n_low, n_high, (128, 128)) if flat else partial(ESPCN, (16, 16), _SCALE)
-    return Problem(operator, fresh, cache(partial(_data, operator)), n_steps)
+    return Problem(operator, fresh, cache(partial(_data, operator)), n_steps, _GRIDS[net])
 
 
 def _data(operator: nn.Module, seed: int) -> PatchesDataModule:

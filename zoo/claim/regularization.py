@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -60,12 +61,14 @@ class Problem(NamedTuple):
         net: a fresh one; random weights by torch's generator.
         data: seed -> samples; asked for many times, so it had better remember.
         n_steps: of Adam on the whole training set.
+        grids: name of a term -> weights tried in place of those of `terms`.
     """
 
     operator: Operator
     net: Callable[[], nn.Module]
     data: Callable[[int], SamplesDataModule]
     n_steps: int
+    grids: Mapping[str, tuple[float, ...]] = MappingProxyType({})
 
 
 def _advance_within(advance: Advance, done: int, n_tasks: int, share: float) -> None:
@@ -91,7 +94,8 @@ def measure_all(
 
 
 def _best_of_weights(problem: Problem, name: str, seeds: list[int], advance: Advance) -> dict:
-    term, weights = terms()[name]
+    term, usual = terms()[name]
+    weights = problem.grids.get(name, usual)
     members = [(weight, seed) for weight in weights for seed in seeds]
     data = {seed: problem.data(seed) for seed in seeds}
     objectives = [
