@@ -75,3 +75,8 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)
     spread = (sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)) ** 0.5
     return mean, spread
+
+
+def sizes_of(measured: Measured) -> list[int]:
+    """The sizes of the training sets of its runs."""
+    return sorted({run["n_train"] for run in measured["runs"]})

@@ -11,7 +11,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from zoo.claim.claim import Advance, Check, Measured, Rows, at_least, at_most, mean_and_spread
+from zoo.claim.claim import (
+    Advance,
+    Check,
+    Measured,
+    Rows,
+    at_least,
+    at_most,
+    mean_and_spread,
+    sizes_of,
+)
 from zoo.data.coefficients import CoefficientsDataModule
 from zoo.data.samples import Samples
 from zoo.metric.sample_errors import relative_error
@@ -156,10 +165,6 @@ def errors(measured: Measured, kind: str, n_train: int, key: str = "error") -> l
     ]
 
 
-def _sizes(measured: Measured) -> list[int]:
-    return sorted({run["n_train"] for run in measured["runs"]})
-
-
 def checks(
     measured: Measured, tnet: str, naive: str, limit: float, sizes: Sequence[int] = (1, 100)
 ) -> list[Check]:
@@ -178,7 +183,7 @@ def checks(
 
 def table(measured: Measured, published: dict[str, tuple[str, str]]) -> Rows:
     """Relative errors in per cent, beside the published ones of one and 100 samples."""
-    kinds, sizes = list(dict.fromkeys(run["kind"] for run in measured["runs"])), _sizes(measured)
+    kinds, sizes = list(dict.fromkeys(run["kind"] for run in measured["runs"])), sizes_of(measured)
     header = ["method"]
     for n_train in sizes:
         header += [f"{n_train}: measured", f"{n_train}: published"]
@@ -204,7 +209,7 @@ def _forward(measured: Measured, kind: str, n_train: int) -> str:
 
 
 def plot(measured: Measured, title: str) -> Figure:
-    kinds, sizes = list(dict.fromkeys(run["kind"] for run in measured["runs"])), _sizes(measured)
+    kinds, sizes = list(dict.fromkeys(run["kind"] for run in measured["runs"])), sizes_of(measured)
     figure = Figure(figsize=(7.2, 3.8), dpi=130, layout="constrained")
     axis = figure.subplots()
     height = 0.8 / len(sizes)

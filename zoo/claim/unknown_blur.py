@@ -10,7 +10,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from zoo.claim.claim import Advance, Check, Claim, Measured, Rows, at_least, mean_and_spread
+from zoo.claim.claim import (
+    Advance,
+    Check,
+    Claim,
+    Measured,
+    Rows,
+    at_least,
+    mean_and_spread,
+    sizes_of,
+)
 from zoo.data.patches import PatchesDataModule
 from zoo.metric.sample_errors import psnr
 from zoo.model.unknown_operator import UnknownOperator
@@ -83,12 +92,8 @@ def _scores(measured: Measured, net: str, n_train: int) -> list[float]:
     return [r["psnr"] for r in measured["runs"] if (r["net"], r["n_train"]) == (net, n_train)]
 
 
-def _sizes(measured: Measured) -> list[int]:
-    return sorted({run["n_train"] for run in measured["runs"]})
-
-
 def checks(measured: Measured) -> list[Check]:
-    few, many = _sizes(measured)[0], _sizes(measured)[-1]
+    few, many = sizes_of(measured)[0], sizes_of(measured)[-1]
     at_few = {name: mean_and_spread(_scores(measured, name, few))[0] for name in _NAMES}
     at_many = mean_and_spread(_scores(measured, "multiscale", many))[0]
     gain = at_few["multiscale"] - at_few["plain"]
@@ -103,7 +108,7 @@ def checks(measured: Measured) -> list[Check]:
 
 
 def table(measured: Measured) -> Rows:
-    sizes = _sizes(measured)
+    sizes = sizes_of(measured)
     rows = []
     for name, label in _NAMES.items():
         pairs = [mean_and_spread(_scores(measured, name, n)) for n in sizes]
@@ -116,7 +121,7 @@ def table(measured: Measured) -> Rows:
 
 def plot(measured: Measured) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), dpi=130, layout="constrained")
-    axis, sizes = figure.subplots(), _sizes(measured)
+    axis, sizes = figure.subplots(), sizes_of(measured)
     for name, label in _NAMES.items():
         pairs = [mean_and_spread(_scores(measured, name, n)) for n in sizes]
         means, spreads = [m for m, _ in pairs], [s for _, s in pairs]
