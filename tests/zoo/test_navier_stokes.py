@@ -77,6 +77,16 @@ def test_modes_of_the_prior_are_orthogonal_and_of_mean_zero() -> None:
     assert (gram.diagonal().diff() < 1e-12).all()
 
 
+def test_the_prior_has_the_variance_that_its_source_prints() -> None:
+    """7^(3/2) (4 pi^2 |k|^2 + 49)^(-5/2), of waves of unit norm: Li et al., section 5.3."""
+    basis = gaussian_field_basis(16, 8)
+    squared = torch.tensor([1.0] * 4 + [2.0] * 4, dtype=torch.float64)
+    expected = 7.0**1.5 * (4.0 * math.pi**2 * squared + 49.0) ** -2.5
+    torch.testing.assert_close(basis.square().mean(0), expected)
+    larger = NavierStokes(16, n_modes=8, n_sensors=1, amplitude=4.0).basis
+    torch.testing.assert_close(larger, 4.0 * basis)
+
+
 def test_sizes_that_do_not_fit_are_named() -> None:
     with pytest.raises(PhysicsError, match="1 to 64 sensors, got 65"):
         NavierStokes(8, n_modes=3, n_sensors=65)

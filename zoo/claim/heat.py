@@ -27,11 +27,11 @@ def measure(small: bool, advance: Advance) -> Measured:
         Heat(deviation=0.1),
         kinds=("opo", "mc_opo", "taen") if small else ("pop", "mc_pop", "opo", "mc_opo", "taen"),
         sizes=(1, 100),
-        n_seeds=1 if small else 2,
-        n_steps=3,
+        n_seeds=4 if small else 10,
+        n_steps=2 if small else 10,
         n_test=40 if small else 100,
-        samples_a_step=300,
-        randomization=0.03,
+        samples_a_step=200,
+        randomization=0.02,
         n_iterations=8,
         hidden=(),
         iterations_a_step=12,
@@ -56,9 +56,15 @@ CLAIM = Claim(
     table=partial(inverse_pde.table, published=_PUBLISHED),
     plot=partial(inverse_pde.plot, title="Heat conductivity, 16 x 16, 10 sensors"),
     remarks="Relative errors of the logarithm of the conductivity; `forward` is that of the "
-    "surrogate at the true parameters. The inverse nets are affine, trained by L-BFGS on 100 rows "
-    "a step with 2 % of randomisation. The logarithm has a standard deviation of 0.1, so that the "
-    "data differ by about 7 %. At 1.0 they differ by 84 %, and from one sample no net came near "
-    "Tikhonov: with Adam, two hidden layers of 256 and 400 steps the error was 914 % at 10 % of "
-    "randomisation, 168 % at 40 %.",
+    "surrogate at the true parameters. The inverse nets are affine, trained by L-BFGS on 200 rows "
+    "a step, randomised by 2 % of a sample's root mean square, which other training and validation "
+    "samples favoured; on the test samples seed 0 was seen at 3 % too, with 1.10 times Tikhonov's "
+    "error where 2 % had 1.09. The logarithm has a standard deviation of 0.1, so that the data "
+    "differ by about 7 %, and Tikhonov's solution is nearly affine: linearised at the prior mean, "
+    "its error is 1.003 times that of the iterated one. From one sample TNet learns it around that "
+    "sample, and it depends on which: 1.01 to 1.02 times Tikhonov's error in validation on four of "
+    "them, while the solution linearised at three others had 1.03 to 1.07. These four seeds miss "
+    "the tolerance by less than their spread. At a deviation of 1.0 the data differ by 84 %, and "
+    "from one sample no net came near Tikhonov: with Adam, two hidden layers of 256 and 400 steps "
+    "the error was 914 % at 10 % of randomisation, 168 % at 40 %.",
 )
