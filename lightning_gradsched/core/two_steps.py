@@ -32,9 +32,13 @@ def two_steps(step: Timeline) -> Timeline:
 
 
 def _named(step: Timeline, number: int, shift_s: float, period_s: float) -> Iterator[Span]:
-    """``number`` of the step; what is of the next one, for which a step with lag lasts, is not."""
+    """``number`` of the step; what is of the next one, for which a step with lag lasts, is not.
+
+    In its own backward such a step has waited at the end for the groups of the one before.
+    """
+    backward_s = min(s.end_s - s.start_s for s in step.spans if s.label == BACKWARD)
     for span in step.spans:
-        label = span.label
+        label, end_s = span.label, span.end_s
         if span.track != COMPUTE:
             label += "'" * number
         elif label == BACKWARD and span.start_s >= period_s:
@@ -42,10 +46,10 @@ def _named(step: Timeline, number: int, shift_s: float, period_s: float) -> Iter
                 continue
             label = f"{BACKWARD} {_step(number + 1)}"
         elif label == BACKWARD:
-            label = f"{BACKWARD} {_step(number)}"
+            label, end_s = f"{BACKWARD} {_step(number)}", span.start_s + backward_s
         elif label == BETWEEN:
             label = f"forward {_step(number + (span.start_s >= 0))}"
-        yield Span(span.track, label, span.start_s + shift_s, span.end_s + shift_s)
+        yield Span(span.track, label, span.start_s + shift_s, end_s + shift_s)
 
 
 def _step(number: int) -> str:

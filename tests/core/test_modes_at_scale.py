@@ -84,6 +84,15 @@ def test_the_second_step_is_the_first_a_step_later(mode: str) -> None:
     assert {"backward k", "backward k+1", "forward k+1"} <= {span.label for span in computed}
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_two_steps_show_each_wait(mode: str) -> None:
+    """With lag three: the first backward ends with a wait for the step that is not shown."""
+    slow = Scenario(deepcam().profile, NETWORKS["ethernet-10g"], mode=mode).timeline(64, "none")
+    assert slow.exposed_s() > 0
+    n_waits = 3 if mode == "gradient_lag" else 2
+    assert two_steps(slow).exposed_s() == pytest.approx(n_waits * slow.exposed_s())
+
+
 @pytest.mark.parametrize("mode", ["overlap_forward", "gradient_lag"])
 def test_reductions_of_a_step_go_on_in_the_next_forward(mode: str) -> None:
     both = two_steps(
