@@ -26,6 +26,8 @@ from lightning_gradsched.core.scale import (
     Scenario,
     parse_ranks,
 )
+from lightning_gradsched.core.timeline import Timeline
+from lightning_gradsched.core.two_steps import two_steps
 from lightning_gradsched.errors import GradSchedError, ProfileError
 from lightning_gradsched.files import written_whole
 
@@ -39,11 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--algorithm", choices=ALGORITHM_NAMES, default="best", help="of the all-reduce")
     add("--control", choices=("all", *CONTROL_PLANES), default="all", help="control plane")
     add("--planner", choices=PLANNER_NAMES, default="ddp", help="how gradients are grouped")
-    add("--mode", choices=MODES, default="backward", help="what a step's reductions end with")
+    modes = (*MODES, "all")
+    add("--mode", nargs="+", choices=modes, default=["backward"], help="modes of reduction")
     add("--tensors", type=int, help="tensors negotiated a step (default: the profile's rows)")
     add("--message-us", type=float, default=1.0, help="control work for one request, microseconds")
     add("--json", type=Path, help="write rows and assumptions here")
     add("--png", type=Path, help="draw efficiency and control work here (needs matplotlib)")
+    help = "draw two steps on the most ranks, by mode, here: .html, or .png (needs matplotlib)"
+    add("--timeline", type=Path, help=help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         _write(study, args)
     except OSError as error:
         raise GradSchedError(
-            f"expected --json and --png to be files that can be written, got {error}"
+            f"expected --json, --png and --timeline to be files that can be written, got {error}"
         ) from error
     return 0
 
@@ -73,13 +78,22 @@ def _write(study: Study, args: argparse.Namespace) -> None:
         from lightning_gradsched.commands.scale_picture import draw
 
         draw(study.title, study.points, study.published, args.png)
+    if args.timeline is not None:
+        from lightning_gradsched.render.steps import write_steps
+
+        write_steps(study.steps, study.steps_title, args.timeline)
 
 
 class Study(NamedTuple):
-    """What one command computed: ``points`` by rank count, then by control plane."""
+    """What one command computed: ``points`` by rank count, by control plane, then by mode.
+
+    ``steps``: two in a row on the most ranks, by mode, under the first control plane.
+    """
 
     title: str
     points: tuple[ScalePoint, ...]
+    steps: dict[str, Timeline]
+    steps_title: str
     published: tuple[Point, ...]
     assumptions: tuple[str, ...]
 
@@ -97,23 +111,42 @@ def _study(args: argparse.Namespace) -> Study:
         args.algorithm,
         n_tensors / len(profile.params),
         replace(ControlCosts(), message_s=args.message_us * 1e-6),
-        args.mode,
     )
+    scenarios = {mode: replace(scenario, mode=mode) for mode in _modes(args)}
     controls = list(CONTROL_PLANES) if args.control == "all" else [args.control]
+    points = (
+        of_mode.at(n_ranks, control)
+        for n_ranks in ranks
+        for control in controls
+        for of_mode in scenarios.values()
+    )
     return Study(
         f"{args.profile} on {network.name}, {_planned(args)}, {n_tensors} tensors,"
         f" {args.message_us:g} us a request",
-        tuple(scenario.at(n_ranks, control) for n_ranks in ranks for control in controls),
+        tuple(points),
+        {
+            f"{mode}, two steps": two_steps(of_mode.timeline(ranks[-1], controls[0]))
+            for mode, of_mode in scenarios.items()
+        },
+        f"{args.profile} on {ranks[-1]:,} ranks of {network.name}, control plane {controls[0]!r}",
         published,
         (*notes, *network.notes, *_common_notes(args, scenario)),
     )
 
 
+def _modes(args: argparse.Namespace) -> tuple[str, ...]:
+    return MODES if "all" in args.mode else tuple(dict.fromkeys(args.mode))
+
+
 def _planned(args: argparse.Namespace) -> str:
     """Who plans, and for what: reductions that go into the forward have a planner of their own."""
-    if args.mode == "overlap_forward":
+    modes = _modes(args)
+    if modes == ("overlap_forward",):
         return "mode 'overlap_forward'"
-    mode = "" if args.mode == "backward" else f", mode {args.mode!r}"
+    if len(modes) > 1:
+        own = " (overlap_forward: its own)" if "overlap_forward" in modes else ""
+        return f"planner {args.planner!r}{own}"
+    mode = "" if modes == ("backward",) else f", mode {modes[0]!r}"
     return f"planner {args.planner!r}{mode}"
 
 
@@ -139,12 +172,17 @@ def _profile(name: str, network: str) -> tuple[BackwardProfile, tuple[str, ...],
             raise ProfileError(f"expected a backward profile at {path}, got {error}") from error
         return BackwardProfile.from_json(text), (f"compute and gradients: {path}",), ()
     known = published_named(name)
-    return known.profile, known.notes, known.points if known.network == network else ()
+    return known.profile, known.notes, known.points if known.network in (network, None) else ()
 
 
 def _common_notes(args: argparse.Namespace, scenario: Scenario) -> tuple[str, ...]:
     costs = scenario.costs
+    sharded = (
+        "shard_optimizer: weights have their gradients' bytes, and gathering them takes half an"
+        " all-reduce (assumption)",
+    )
     return (
+        *(sharded if "shard_optimizer" in _modes(args) else ()),
         f"groups: {_planned(args)}; all-reduce: {args.algorithm}; transfers take turns,"
         " and cost the computation nothing",
         f"control: {scenario.n_tensors} tensors a step, {costs.message_s * 1e6:g} us a request"
@@ -158,18 +196,17 @@ def _common_notes(args: argparse.Namespace, scenario: Scenario) -> tuple[str, ..
 
 def _lines(study: Study) -> Iterable[str]:
     controls = list(dict.fromkeys(point.control for point in study.points))
-    left = f"{'ranks':>6}  {'all-reduce ms':<20} {'slowest':>8}"
-    yield f"{study.title}: step in ms (efficiency), by control plane"
-    yield left + "".join(f"{name:>17}" for name in controls)
-    rows = [study.points[i : i + len(controls)] for i in range(0, len(study.points), len(controls))]
-    for row in rows:
-        yield _left(row[0]) + "".join(
-            f"{point.step_s * 1e3:>9.1f} ({point.efficiency:.3f})" for point in row
-        )
-    if any(point.control_s for point in study.points):
+    modes = list(dict.fromkeys(point.mode for point in study.points))
+    if len(modes) == 1:
+        yield f"{study.title}: step in ms (efficiency), by control plane"
+        yield from _table(study.points, controls)
+    for control in controls if len(modes) > 1 else ():
+        yield f"{study.title}: step in ms (efficiency), by mode, control plane {control!r}"
+        yield from _table([p for p in study.points if p.control == control], modes)
+    if len(modes) == 1 and any(point.control_s for point in study.points):
         yield "\ncontrol work of the busiest rank, ms a step (hidden or not)"
         yield f"{'ranks':>6}" + "".join(f"{name:>12}" for name in controls)
-        for row in rows:
+        for row in _rows(study.points, len(controls)):
             work = "".join(f"{point.control_s * 1e3:>12.2f}" for point in row)
             yield f"{row[0].n_ranks:>6}{work}"
     if study.published:
@@ -177,6 +214,19 @@ def _lines(study: Study) -> Iterable[str]:
         yield from (f"{p.n_ranks:>6}  {p.efficiency:.3f}  {p.source}" for p in study.published)
     yield "\nassumed"
     yield from (f"- {note}" for note in study.assumptions)
+
+
+def _table(points: Sequence[ScalePoint], columns: Sequence[str]) -> Iterable[str]:
+    left = f"{'ranks':>6}  {'all-reduce ms':<20} {'slowest':>8}"
+    yield left + "".join(f"{name:>17}" for name in columns)
+    for row in _rows(points, len(columns)):
+        yield _left(row[0]) + "".join(
+            f"{point.step_s * 1e3:>9.1f} ({point.efficiency:.3f})" for point in row
+        )
+
+
+def _rows(points: Sequence[ScalePoint], n_columns: int) -> list[Sequence[ScalePoint]]:
+    return [points[i : i + n_columns] for i in range(0, len(points), n_columns)]
 
 
 def _left(point: ScalePoint) -> str:

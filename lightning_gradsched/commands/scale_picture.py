@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import floor
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from lightning_gradsched.core.published import Point
@@ -18,11 +19,21 @@ STYLES: dict[str, dict[str, Any]] = {
     "bits": {"label": "bits (Laanait 2019)", "color": "#0072B2", "linestyle": (0, (5, 2))},
     "tree": {"label": "tree (Kurth 2018)", "color": "#E69F00", "linestyle": (0, (1, 1.5))},
     "coordinator": {"label": "coordinator (Horovod)", "color": "#D55E00"},
+    "backward": {"label": "end of backward", "color": "#D55E00"},
+    "overlap_forward": {"label": "overlap_forward", "color": "#0072B2", "linestyle": (0, (5, 2))},
+    "gradient_lag": {"label": "gradient_lag", "color": "#009E73", "linewidth": 3.5},
+    "shard_optimizer": {
+        "label": "shard_optimizer",
+        "color": "#E69F00",
+        "linestyle": (0, (1, 1.5)),
+    },
 }
 
 
 def draw(title: str, points: Sequence[ScalePoint], published: Sequence[Point], path: Path) -> None:
     """Efficiency over ranks, and control work beside the step in which it has to hide.
+
+    Of several modes, efficiency alone, under the first control plane.
 
     Raises:
         GradSchedError: matplotlib is not installed.
@@ -32,10 +43,14 @@ def draw(title: str, points: Sequence[ScalePoint], published: Sequence[Point], p
         from matplotlib.figure import Figure
     except ImportError as error:
         raise GradSchedError("--png needs matplotlib: pip install matplotlib") from error
-    has_control = any(point.control_s > 0 for point in points)
-    figure = Figure(figsize=(11 if has_control else 6, 4.6), dpi=150, layout="constrained")
+    several_modes = len({point.mode for point in points}) > 1
+    if several_modes:
+        points = [point for point in points if point.control == points[0].control]
+        title += f", control plane {points[0].control!r}"
+    has_control = not several_modes and any(point.control_s > 0 for point in points)
+    figure = Figure(figsize=(11 if has_control else 7, 4.6), dpi=150, layout="constrained")
     axes = figure.subplots(1, 2 if has_control else 1, squeeze=False)[0]
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(fill(title, 110 if has_control else 70), fontsize="medium")
     _efficiency(axes[0], points, published)
     if has_control:
         _control_work(axes[1], points)
@@ -50,7 +65,8 @@ def _efficiency(axes: Any, points: Sequence[ScalePoint], published: Sequence[Poi
     if shown:
         x, y = [p.n_ranks for p in shown], [p.efficiency for p in shown]
         axes.plot(x, y, "k*", markersize=9, label=f"published: {shown[0].source}", zorder=5)
-    _label(axes, "scaling efficiency", "Efficiency by control plane", "lower left")
+    by = "mode" if len({point.mode for point in points}) > 1 else "control plane"
+    _label(axes, "scaling efficiency", f"Efficiency by {by}", "lower left")
     heights = [*(point.efficiency for point in points), *(point.efficiency for point in shown)]
     axes.set_ylim(max(0.0, floor(10 * min(heights) - 1) / 10), max(1.02, max(heights) + 0.02))
 
@@ -68,9 +84,13 @@ def _control_work(axes: Any, points: Sequence[ScalePoint]) -> None:
 
 
 def _curves(points: Sequence[ScalePoint]) -> Iterator[tuple[str, list[int], list[ScalePoint]]]:
-    for control in dict.fromkeys(point.control for point in points):
-        mine = [point for point in points if point.control == control]
-        yield control, [point.n_ranks for point in mine], mine
+    """By control plane, or by mode where there are several."""
+    several_modes = len({point.mode for point in points}) > 1
+    curves: dict[str, list[ScalePoint]] = {}
+    for point in points:
+        curves.setdefault(point.mode if several_modes else point.control, []).append(point)
+    for name, mine in curves.items():
+        yield name, [point.n_ranks for point in mine], mine
 
 
 def _style(control: str) -> dict[str, Any]:

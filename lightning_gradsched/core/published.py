@@ -50,11 +50,14 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A training step, where its numbers come from, and the points published of it."""
+    """A training step, where its numbers come from, and the points published of it.
+
+    ``network``: on which of ours they were; None: of machines of which we have no numbers.
+    """
 
     profile: BackwardProfile
     notes: tuple[str, ...]
-    network: str
+    network: str | None
     points: tuple[Point, ...]
 
 
@@ -140,17 +143,45 @@ def deeplab_summit() -> Published:
     )
 
 
+def deepcam() -> Published:
+    """MLPerf HPC's DeepCAM, of the logs of DGX-A100s (round v1.0) that are in its results."""
+    return Published(
+        spread(_DEEPCAM, bytes_per_weight=4, step_s=DEEPCAM_SAMPLE_S),
+        notes=(
+            "gradients: 56,454,720 weights (mlcommons/hpc, deepcam), here in 96 equal tensors"
+            " (assumption), fp32: the submissions' one bucket of 225.8 MB",
+            f"compute: {DEEPCAM_SAMPLE_S * 1e3:.1f} ms a sample, DERIVED from two logs of A100s:"
+            " 27.7 samples/s a rank at batch 2 (512 ranks) and 21.0 at batch 1 (2,048), if what a"
+            " step has besides its samples took the same time in both, and a second sample as long"
+            " as the first (assumption)",
+            "published: that time of a sample, against the step at batch 1 on 2,048 ranks, all of"
+            " whose communication comes after backward; other links than any network here",
+            _SPREAD,
+        ),
+        network=None,
+        points=(
+            Point(
+                2048, DEEPCAM_SAMPLE_S * 21.0, "derived from MLPerf HPC v1.0, DGX-A100, no overlap"
+            ),
+        ),
+    )
+
+
 _SPREAD = (
     "backward is 2/3 of compute; a layer's share of it is its share of the weights, which makes"
     " layers of large images too cheap (assumption)"
 )
 _DEEPLAB_NOTE = "gradients: 40 million weights in 100 equal tensors, fp32 (assumption)"
+_DEEPCAM = [(f"layer{number}", 588_070) for number in reversed(range(96))]
+# t of a sample and c of all else: 2 t + c = 2 / 27.7 s, t + c = 1 / 21.0 s.
+DEEPCAM_SAMPLE_S = 2 / 27.7 - 1 / 21.0
 _DEEPLAB = [(f"layer{number}", 400_000) for number in reversed(range(100))]
 
 PUBLISHED: dict[str, Callable[[], Published]] = {
     "fc-densenet": fc_densenet,
     "deeplab-cori": deeplab_cori,
     "deeplab-summit": deeplab_summit,
+    "deepcam": deepcam,
 }
 
 

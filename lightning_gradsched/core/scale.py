@@ -24,13 +24,16 @@ from lightning_gradsched.core.schedule import (
     lower_into_forward,
     lower_with_lag,
 )
+from lightning_gradsched.core.sharded_step import simulate_sharded
 from lightning_gradsched.core.simulate import simulate
+from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import ProfileError
 
 ALGORITHM_NAMES = ("best", *ALGORITHMS)
 
-# Where reductions end: with their backward, in the next forward, or with the next backward.
-MODES = ("backward", "overlap_forward", "gradient_lag")
+# Where reductions end: with their backward, in the next forward, or with the next backward; or with
+# their backward, and updated weights come in the next forward.
+MODES = ("backward", "overlap_forward", "gradient_lag", "shard_optimizer")
 
 # Beyond any machine, and within what the formulas of jitter can resolve.
 MAX_RANKS = 10_000_000
@@ -53,6 +56,7 @@ class ScalePoint:
     slowest_s: float
     exposed_s: float
     control_s: float
+    mode: str = "backward"
 
     @property
     def step_s(self) -> float:
@@ -88,14 +92,11 @@ class Scenario:
 
         Every gradient comes as late as on the expected slowest rank.
         """
-        slow = stretched(self.profile, 1 + self.network.jitter.slowest_of(n_ranks))
-        slowest_s = slow.forward_s + slow.backward_s
-        plane = self._plane(n_ranks, control)
-        ready = agreed(slow, plane, tensors_per_param=self.tensors_per_param)
+        slowest_s = (self.profile.forward_s + self.profile.backward_s) * self._slowness(n_ranks)
+        step_s = step_s_of(self.timeline(n_ranks, control))
         cost = self._cost(n_ranks)
-        plan, schedule = self._planned(slow, cost)
-        step_s = step_s_of(simulate(schedule, plan, ready, cost))
-        nbytes = sum(param.nbytes for param in slow.params)
+        plane = self._plane(n_ranks, control)
+        nbytes = sum(param.nbytes for param in self.profile.params)
         return ScalePoint(
             n_ranks,
             control,
@@ -105,7 +106,22 @@ class Scenario:
             slowest_s=slowest_s,
             exposed_s=step_s - slowest_s,
             control_s=plane.busiest_rank_s(self.n_tensors, step_s),
+            mode=self.mode,
         )
+
+    def timeline(self, n_ranks: int, control: str) -> Timeline:
+        """That step, simulated, from the beginning of its backward."""
+        slow = stretched(self.profile, self._slowness(n_ranks))
+        plane, cost = self._plane(n_ranks, control), self._cost(n_ranks)
+        ready = agreed(slow, plane, tensors_per_param=self.tensors_per_param)
+        if self.mode == "shard_optimizer":
+            return simulate_sharded(self.planner(slow, cost), ready, cost)
+        plan, schedule = self._planned(slow, cost)
+        return simulate(schedule, plan, ready, cost)
+
+    def _slowness(self, n_ranks: int) -> float:
+        """Of the expected slowest rank, against the mean one."""
+        return 1 + self.network.jitter.slowest_of(n_ranks)
 
     def _planned(
         self, profile: BackwardProfile, cost: CostModel

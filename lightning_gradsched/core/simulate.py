@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.plan import GroupPlan, check_plan
@@ -165,9 +165,8 @@ def _forward(
     profile: BackwardProfile,
     transfers: Sequence[Span],
 ) -> Iterator[Span]:
-    """Its compute, in parts: between them it waits for a group whose parameters come next."""
     finish_s = {span.label: span.end_s for span in transfers if span.track == COMMUNICATION}
-    needed_s = {param.name: param.needed_s for param in profile.params}
+    uses = first_uses_s(plan, profile)
     began_s = max(profile.backward_s, *(finish_s[str(group)] for group in schedule.waits))
     if schedule.gathers:
         began_s = next(
@@ -175,12 +174,29 @@ def _forward(
             for span in transfers
             if span.track == COMMUNICATION and span.label == str(schedule.gathers[0])
         )
+    waits = [(uses[group], finish_s[str(group)]) for group in schedule.left_open]
+    return waiting_forward(began_s, profile.forward_s, waits)
+
+
+def first_uses_s(plan: GroupPlan, profile: BackwardProfile) -> list[float]:
+    """When a forward first uses a parameter of each group, since it began."""
+    needed_s = {param.name: param.needed_s for param in profile.params}
+    return [min(needed_s[name] for name in group) for group in plan.groups]
+
+
+def waiting_forward(
+    began_s: float, forward_s: float, waits: Iterable[tuple[float, float]]
+) -> Iterator[Span]:
+    """Its compute, in parts: between them it waits for a group whose parameters come next.
+
+    ``waits``: after how much of its compute it needs a group, and when that has come; in the order
+    of the first.
+    """
     done_s = 0.0  # of its compute
-    for group in schedule.left_open:
-        use_s = min(needed_s[name] for name in plan.groups[group])
+    for use_s, come_s in waits:
         reached_s = began_s + max(0.0, use_s - done_s)
-        if finish_s[str(group)] > reached_s:
+        if come_s > reached_s:
             if reached_s > began_s:
                 yield Span(COMPUTE, BETWEEN, began_s, reached_s)
-            began_s, done_s = finish_s[str(group)], max(done_s, use_s)
-    yield Span(COMPUTE, BETWEEN, began_s, began_s + max(0.0, profile.forward_s - done_s))
+            began_s, done_s = come_s, max(done_s, use_s)
+    yield Span(COMPUTE, BETWEEN, began_s, began_s + max(0.0, forward_s - done_s))

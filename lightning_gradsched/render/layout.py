@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lightning_gradsched.core.report import BACKWARD, BETWEEN
@@ -15,6 +15,7 @@ from lightning_gradsched.core.timeline import (
     Timeline,
     lanes,
 )
+from lightning_gradsched.core.two_steps import two_steps
 from lightning_gradsched.trace import Trace
 
 # Kinds of box and their names in the legend, in the order in which a step meets them.
@@ -75,14 +76,30 @@ class Picture(NamedTuple):
 
 
 def picture_of(trace: Trace) -> Picture:
-    """The typical measured step, below the predicted one where there is one."""
+    """The typical measured step, below the predicted one where there is one.
+
+    Where reductions go on into the next step, two predicted ones in a row.
+    """
     steps = {"measured": trace.typical}
     if trace.predicted is not None:
-        steps = {"predicted": _without_optimizer(trace.predicted), **steps}
+        goes_on = min(span.start_s for span in trace.predicted.spans) >= 0
+        steps = (
+            {"predicted, two steps": two_steps(trace.predicted), **steps}
+            if goes_on
+            else {"predicted": _without_optimizer(trace.predicted), **steps}
+        )
     spans = [span for step in steps.values() for span in step.spans]
     end_s = max(span.end_s for span in spans)
     start_s = max(min(span.start_s for span in spans), -LONGEST_BETWEEN * end_s)
     panels = (_panel(title, step, start_s, end_s) for title, step in steps.items())
+    return Picture(tuple(panels), start_s, end_s)
+
+
+def picture_of_steps(steps: Mapping[str, Timeline]) -> Picture:
+    """A panel for each, by title, over one time axis; computations have their names alone."""
+    spans = [span for step in steps.values() for span in step.spans]
+    start_s, end_s = min(s.start_s for s in spans), max(s.end_s for s in spans)
+    panels = (_panel(name, step, start_s, end_s, with_ms=False) for name, step in steps.items())
     return Picture(tuple(panels), start_s, end_s)
 
 
@@ -93,7 +110,9 @@ def _without_optimizer(predicted: Timeline) -> Timeline:
     )
 
 
-def _panel(title: str, step: Timeline, start_s: float, end_s: float) -> Panel:
+def _panel(
+    title: str, step: Timeline, start_s: float, end_s: float, *, with_ms: bool = True
+) -> Panel:
     exposed = exposed_intervals(step)
     own = step.own_transfers()
     waits = [s for s in step.spans if s.track == QUEUE]
@@ -102,7 +121,7 @@ def _panel(title: str, step: Timeline, start_s: float, end_s: float) -> Panel:
         for s in step.spans
         if s.track == COMMUNICATION and own[s.label].start_s > s.start_s
     ]
-    rows = [_row("compute", [_compute_boxes(step, start_s)])]
+    rows = [_row("compute", [_compute_boxes(step, start_s, with_ms)])]
     long_waits = [s for s in waits if s.end_s - s.start_s > SHORTEST_WAIT * (end_s - start_s)]
     if long_waits:
         rows.append(_row("waiting", [map(_waiting_box, lane) for lane in lanes(long_waits)]))
@@ -141,15 +160,16 @@ def _without(whole: Interval, holes: Iterable[Interval]) -> list[Interval]:
     return [*pieces, (reached, end)] if reached < end else pieces
 
 
-def _compute_boxes(step: Timeline, shown_from_s: float) -> list[Box]:
+def _compute_boxes(step: Timeline, shown_from_s: float, with_ms: bool) -> list[Box]:
     """Fills interrupt what computes around them, whose text goes to its longest piece."""
     fills = [s for s in step.spans if s.track == COMPUTE and s.label.startswith("fill ")]
     boxes: list[Box] = []
     holes = [(s.start_s, s.end_s) for s in fills]
     for span in (s for s in step.spans if s.track == COMPUTE and s not in fills):
-        kind = "backward" if span.label == BACKWARD else "between"
+        kind = "backward" if span.label.startswith(BACKWARD) else "between"
         cut = "… " if span.start_s < shown_from_s else ""
-        text = f"{cut}{span.label} {(span.end_s - span.start_s) * 1e3:.1f} ms"
+        ms = f" {(span.end_s - span.start_s) * 1e3:.1f} ms" if with_ms else ""
+        text = f"{cut}{span.label}{ms}"
         pieces = _without((max(span.start_s, shown_from_s), span.end_s), holes)
         longest = max(pieces, key=_length_s, default=None)
         tip = _tip(span.label, span)

@@ -43,7 +43,19 @@ def write_png(trace: Trace, path: Path) -> None:
         figure.savefig(fresh, dpi=_DPI, format="png")
 
 
-def _figure(picture: Picture, report: OverlapReport) -> Figure:
+def write_picture(picture: Picture, title: str, path: Path) -> None:
+    """Write ``picture`` alone, of no report.
+
+    Raises:
+        GradSchedError: matplotlib is not installed.
+    """
+    figure = _empty(_timeline_in(picture))
+    _draw_timeline(figure, picture, title)
+    with written_whole(path) as fresh:
+        figure.savefig(fresh, dpi=_DPI, format="png")
+
+
+def _empty(height_in: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -51,21 +63,29 @@ def _figure(picture: Picture, report: OverlapReport) -> Figure:
             "the PNG is drawn by matplotlib, which is not installed: pip install matplotlib, or"
             " ask for the page alone with --html PATH"
         ) from error
-    timeline_in = 1.7 + 0.62 * sum(map(_height, picture.panels))
+    return Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+
+
+def _timeline_in(picture: Picture) -> float:
+    return 1.7 + 0.62 * sum(map(_height, picture.panels))
+
+
+def _figure(picture: Picture, report: OverlapReport) -> Figure:
+    timeline_in = _timeline_in(picture)
     columns = png_notes.columns_of(report)
     notes_in = png_notes.height_in(columns) if columns else 0.0
-    whole = Figure(figsize=(_WIDTH_IN, timeline_in + notes_in), layout="constrained")
+    whole = _empty(timeline_in + notes_in)
     if not columns:
-        _draw_timeline(whole, picture, report)
+        _draw_timeline(whole, picture, _title(report))
         return whole
     heights = [timeline_in, notes_in]
     upper, lower = whole.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_timeline(upper, picture, report)
+    _draw_timeline(upper, picture, _title(report))
     png_notes.draw(lower, columns)
     return whole
 
 
-def _draw_timeline(figure: FigureBase, picture: Picture, report: OverlapReport) -> None:
+def _draw_timeline(figure: FigureBase, picture: Picture, title: str) -> None:
     heights = [_height(panel) for panel in picture.panels]
     axes = figure.subplots(
         len(heights), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
@@ -75,7 +95,7 @@ def _draw_timeline(figure: FigureBase, picture: Picture, report: OverlapReport) 
         if len(heights) > 1:
             ax.set_title(panel.title, loc="left", fontsize=10)
     axes[-1].set_xlabel("ms since backward began")
-    figure.suptitle(_title(report), fontsize=12)
+    figure.suptitle(title, fontsize=12)
     _draw_legend(figure, picture.kinds())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -15,15 +16,25 @@ from torch.autograd.graph import Node
 REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 
 
+# The node of a graph that torch.compile has made, which gives out all of its gradients at once.
+COMPILED = "CompiledFunctionBackward"
+
+
 class GraphWalk(NamedTuple):
-    """``leaves`` in the order in which autograd will run them; each once.
+    """``blocks`` of leaves in the order in which autograd will run them; each leaf once.
+
+    What one compiled node gives out is one block; every other leaf is a block of its own.
 
     ``hides``: a re-entrant checkpoint is in the graph, whose own leaves are not met, and which may
     bring a leaf that is met a further gradient.
     """
 
-    leaves: list[Tensor]
+    blocks: list[list[Tensor]]
     hides: bool
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return list(chain.from_iterable(self.blocks))
 
 
 def ready_order(roots: Iterable[Node]) -> GraphWalk:
@@ -35,7 +46,8 @@ def ready_order(roots: Iterable[Node]) -> GraphWalk:
     roots = list(dict.fromkeys(roots))
     missing = _consumer_counts(roots)
     heap: list[tuple[int, int, Node]] = []
-    leaves: list[Tensor] = []
+    blocks: list[list[Tensor]] = []
+    is_block_open = False  # whether the last node was a compiled one, or a leaf of one
     pushed = 0
     for root in roots:
         if missing[root] == 0:
@@ -45,14 +57,20 @@ def ready_order(roots: Iterable[Node]) -> GraphWalk:
         node = heapq.heappop(heap)[-1]
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor):
-            leaves.append(leaf)
+            if is_block_open:
+                blocks[-1].append(leaf)
+            else:
+                blocks.append([leaf])
+        elif is_block_open := node.name() == COMPILED:
+            blocks.append([])
         for producer in _producers(node):
             missing[producer] -= 1
             if missing[producer] == 0:
                 # Equal sequence numbers (leaves) leave the heap in the order in which they came.
                 heapq.heappush(heap, (-producer._sequence_nr(), pushed, producer))
                 pushed += 1
-    return GraphWalk(leaves, hides=any(node.name() == REENTRANT_CHECKPOINT for node in missing))
+    blocks = [block for block in blocks if block]
+    return GraphWalk(blocks, hides=any(node.name() == REENTRANT_CHECKPOINT for node in missing))
 
 
 def _consumer_counts(roots: list[Node]) -> Counter[Node]:

@@ -6,7 +6,8 @@ caps, measures some steps, and plans again; ``"auto"`` then tries its best candi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import chain
 from math import nan
 from typing import Any
 
@@ -27,6 +28,7 @@ from lightning_gradsched.core.plan import (
     Planner,
     check_plan,
     ddp,
+    fixed_size,
     planner_named,
 )
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
@@ -43,12 +45,15 @@ from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
+from lightning_gradsched.runtime.compiled_split import CompiledSplit
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
 from lightning_gradsched.runtime.reduction import Reduction
 from lightning_gradsched.runtime.trial import PlanTrial
 
 TRIED_PLANS = 4
+# Into which compiled graphs are cut until a plan is settled; fine enough to choose groups from.
+PIECES = 16
 
 
 class Planning:
@@ -63,6 +68,7 @@ class Planning:
         self._collectives = collectives
         self._clock = clock
         self._params: Mapping[str, Tensor] = {}
+        self._order: Sequence[str] = ()  # of readiness, before it is measured
         self._trial: PlanTrial | None = None
         self._decided: GroupPlan | None = None  # by measurement, for the next backward
         self._restored: GroupPlan | None = None  # likewise, of a run before, without measurement
@@ -71,6 +77,7 @@ class Planning:
         self.profiler: StepProfiler | None = None  # while steps are being measured
         self.profile: BackwardProfile | None = None
         self.tried: tuple[TriedPlan, ...] = ()
+        self.split = CompiledSplit(self._groups_in)
         self.reduction = Reduction(
             module, config, collectives, measures=_measures(config, collectives.world_size)
         )
@@ -85,6 +92,8 @@ class Planning:
         self._params, self._sparse = dict(params), sparse
         self.profile, self._trial, self._decided, self.tried = None, None, None, ()
         self._restored = None
+        if self._collectives.world_size > 1:
+            self.split.attach(params)
         if self.network is not None:
             self.profiler = StepProfiler(self._module, params, self._clock)
 
@@ -94,26 +103,51 @@ class Planning:
             self.profiler.detach()
             self.profiler = None
 
-    def make(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
-        """The plan in force from now on; ``seen``: names in local ready order."""
+    def make(self, seen: Sequence[Sequence[str]]) -> tuple[GroupPlan, ReductionSchedule]:
+        """The plan in force from now on.
+
+        ``seen``: names in local ready order, in blocks of what comes at once.
+        """
         if self.profile is not None and self._decided is not None:
             profile, plan = self.profile, self._decided
         elif self._restored is not None:
             plan, self._restored = self._restored, None
-            profiles = _param_profiles(self._params, self._sparse)
-            profile = BackwardProfile(tuple(profiles[n] for group in plan.groups for n in group))
+            profile = self._sizes(chain.from_iterable(plan.groups))
         else:
-            order = consensus.agree_order(self._collectives, list(self._params), seen)
-            profiles = _param_profiles(self._params, self._sparse)
-            profile = BackwardProfile(tuple(profiles[name] for name in order))
-            planner = ddp if self._config.measures else self._planner()
-            plan = planner(profile, self._cost)
+            met = [name for block in seen for name in self.split.in_order(block)]
+            self._order = consensus.agree_order(self._collectives, list(self._params), met)
+            profile = self._sizes(self._order)
+            plan = self._unmeasured_planner()(profile, self._cost)
             if self._config.scatter_gradients and self.network is None:
                 plan = in_halves(plan, profile, self._collectives.world_size)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
         self.plan, self.schedule = plan, self._lowered(plan, profile)
+        self._cut_compiled(plan, seen)
         return self.plan, self.schedule
+
+    def _sizes(self, order: Iterable[str]) -> BackwardProfile:
+        """In this ready order; without times."""
+        profiles = _param_profiles(self._params, self._sparse)
+        return BackwardProfile(tuple(profiles[name] for name in order))
+
+    def _cut_compiled(self, plan: GroupPlan, seen: Sequence[Sequence[str]]) -> None:
+        """See [Note: compiled backwards]."""
+        if self.profiler is not None:
+            self.profiler.at_once = seen
+        self.split.saw(seen, plan.groups)
+        if self.is_settled:
+            self.split.follow(plan.groups)
+
+    def _groups_in(self, order: Sequence[str]) -> Sequence[Sequence[str]]:
+        """The groups of these parameters, where no plan is settled by a guess. Local."""
+        plan = self._decided or self._restored or self.plan
+        if not self.is_settled:
+            nbytes = sum(param.nbytes for param in self._params.values()) // PIECES
+            plan = fixed_size(self._sizes(order), self._cost, nbytes=nbytes)
+        elif plan is None:
+            plan = self._unmeasured_planner()(self._sizes(order), self._cost)
+        return plan.groups
 
     def _lowered(self, plan: GroupPlan, profile: BackwardProfile) -> ReductionSchedule:
         """Not into the forward while that is measured: it shall not wait."""
@@ -197,8 +231,8 @@ class Planning:
         return False
 
     def _plan_from(self, profiler: StepProfiler) -> None:
-        params = list(_param_profiles(self._params, self._sparse).values())
-        profile = agree_on_profile(self._collectives, profiler, params)
+        params = self._sizes(self._params).params
+        profile = agree_on_profile(self._collectives, profiler, params, self._order)
         self.close()
         decided = consensus.on_all_or_none(
             self._collectives,
@@ -236,6 +270,9 @@ class Planning:
             self._trial = None
         else:
             self._decided = trial.current
+
+    def _unmeasured_planner(self) -> Planner:
+        return ddp if self._config.measures else self._planner()
 
     def _planner(self) -> Planner:
         planner = self._config.planner

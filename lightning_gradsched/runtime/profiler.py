@@ -44,6 +44,8 @@ class StepProfiler:
         self._module = module
         self._names = list(params)
         self._clock = clock
+        # Names in blocks that a backward gives out at once: their hooks run one after the other.
+        self.at_once: Sequence[Sequence[str]] = ()
         self._n_warm_up = WARM_UP_STEPS
         self._steps: list[StepMarks] = []
         self._now = StepMarks()
@@ -105,12 +107,15 @@ class StepProfiler:
     def _times_of(self, step: StepMarks) -> list[float]:
         seconds = self._clock.seconds
         forward_began = step.forward_began or step.backward_began
-        ready = [step.ready.get(name, step.backward_ended) for name in self._names]
+        ended = step.backward_ended
+        ready_s = {n: seconds(step.backward_began, step.ready.get(n, ended)) for n in self._names}
+        for block in self.at_once:
+            ready_s.update(dict.fromkeys(block, max(ready_s[name] for name in block)))
         needed = [step.needed.get(name, forward_began) for name in self._names]
         return [
             seconds(forward_began, step.backward_began),
-            seconds(step.backward_began, step.backward_ended),
-            *(seconds(step.backward_began, mark) for mark in ready),
+            seconds(step.backward_began, ended),
+            *ready_s.values(),
             *(seconds(forward_began, mark) for mark in needed),
         ]
 
@@ -125,16 +130,21 @@ class _FirstUse(WeakHook):
 
 
 def agree_on_profile(
-    collectives: Collectives, profiler: StepProfiler, params: Sequence[ParamProfile]
+    collectives: Collectives,
+    profiler: StepProfiler,
+    params: Sequence[ParamProfile],
+    order: Sequence[str],
 ) -> BackwardProfile:
-    """The median over ranks of what each has measured; the same on all. Collective."""
+    """The median over ranks of what each has measured; the same on all. Collective.
+
+    ``order``: names, by which to order what is ready at the same moment.
+    """
     forward_s, backward_s, *rest = collectives.median(profiler.times())
     ready, needed = rest[: len(params)], rest[len(params) :]
     timed = [
         param._replace(ready_s=ready_s, needed_s=needed_s)
         for param, ready_s, needed_s in zip(params, ready, needed, strict=True)
     ]
-    # Stable: what is ready at the same moment keeps the given order.
-    return BackwardProfile(
-        tuple(sorted(timed, key=lambda param: param.ready_s)), forward_s, backward_s
-    )
+    place = {name: i for i, name in enumerate(order)}
+    timed.sort(key=lambda param: (param.ready_s, place[param.name]))
+    return BackwardProfile(tuple(timed), forward_s, backward_s)

@@ -41,8 +41,9 @@ from lightning_gradsched.runtime.graph import ready_order, will_run
 from lightning_gradsched.runtime.launches import Launches
 from lightning_gradsched.runtime.profiler import StepProfiler
 
-# Names in local ready order -> the plan and schedule that all ranks agreed on. Collective.
-Plan = Callable[[Sequence[str]], tuple[GroupPlan, ReductionSchedule]]
+# Names in local ready order, in blocks of what comes at once -> the plan and schedule that all
+# ranks agreed on. Collective.
+Plan = Callable[[Sequence[Sequence[str]]], tuple[GroupPlan, ReductionSchedule]]
 
 
 class State(Enum):
@@ -314,7 +315,7 @@ class Reducer:
     def _reduce_rest(self) -> None:
         self._mark_end_of_backward()
         if not self.buckets:
-            self._plan_from(self._unplanned.arrived)
+            self._plan_from([slot] for slot in self._unplanned.arrived)
         self.launches.finish()
         self._learn()
         for tally in self._tallies():
@@ -364,14 +365,16 @@ class Reducer:
     def _plan_from_graph(self, roots: Iterable[Node]) -> None:
         slot_of = {id(slot.param): slot for slot in self._slots.values()}
         walk = ready_order(roots)
-        met = [slot_of[id(leaf)] for leaf in walk.leaves if id(leaf) in slot_of]
+        met = [
+            [slot_of[id(leaf)] for leaf in block if id(leaf) in slot_of] for block in walk.blocks
+        ]
         if not walk.hides:
-            for slot in met:
+            for slot in chain.from_iterable(met):
                 if slot.origin is Origin.UNSEEN:
                     slot.origin = Origin.DIRECT
         self._plan_from(met)
 
-    def _plan_from(self, met: Iterable[Slot]) -> None:
+    def _plan_from(self, met: Iterable[Sequence[Slot]]) -> None:
         """Agree on a plan from the parameters ``met`` in ready order, and lay out its buckets."""
-        plan, schedule = self._plan([slot.name for slot in met])
+        plan, schedule = self._plan([[slot.name for slot in block] for block in met if block])
         self.launches.follow(plan, schedule, self._slots)

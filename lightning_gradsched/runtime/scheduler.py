@@ -443,6 +443,7 @@ class GradientScheduler:
             self._buffer_sync.detach()
             self._buffer_sync = None
         self._planning.close()
+        self._planning.split.detach()
         self._rule.close()
         self._planning.reduction.close()
         # Before the reducer lets go of its works: see Bucket.work.
@@ -457,7 +458,7 @@ class GradientScheduler:
         state = (*self._module.parameters(), *self._module.buffers())
         self._collectives.broadcast([tensor.detach() for tensor in state])
 
-    def _make_plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
+    def _make_plan(self, seen: Sequence[Sequence[str]]) -> tuple[GroupPlan, ReductionSchedule]:
         transport = self._launches.transport
         hook = transport.name if isinstance(transport, HookTransport) else None
         consensus.check_settings(self._collectives, {"communication hook": hook})

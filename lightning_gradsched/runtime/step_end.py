@@ -52,7 +52,7 @@ class StepEnd:
         self._planning.start(self._trainable.params, self._trainable.sparse)
         self._reducer.profiler = self._planning.profiler
 
-    def plan(self, seen: Sequence[str]) -> tuple[GroupPlan, ReductionSchedule]:
+    def plan(self, seen: Sequence[Sequence[str]]) -> tuple[GroupPlan, ReductionSchedule]:
         """The plan of the backward that begins; see ``Planning.make``. Collective."""
         plan, schedule = self._planning.make(seen)
         self._records.start(_group_infos(plan, schedule, self._trainable.params))

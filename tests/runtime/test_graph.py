@@ -39,9 +39,9 @@ def test_reentrant_checkpoints_hide_their_parameters() -> None:
 
 def test_unused_parameters_are_not_met() -> None:
     net = nn.ModuleDict({"used": nn.Linear(WIDTH, 1), "unused": nn.Linear(WIDTH, 1)})
-    leaves, hides = ready_order([net["used"](torch.ones(1, WIDTH)).sum().grad_fn])
-    assert not hides
-    assert {id(p) for p in net["used"].parameters()} == {id(leaf) for leaf in leaves}
+    walk = ready_order([net["used"](torch.ones(1, WIDTH)).sum().grad_fn])
+    assert not walk.hides
+    assert {id(p) for p in net["used"].parameters()} == {id(leaf) for leaf in walk.leaves}
 
 
 def test_a_leaf_shared_by_segments_comes_once_in_the_outer_graph() -> None:

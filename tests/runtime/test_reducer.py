@@ -226,9 +226,9 @@ def test_parameters_added_later_join_by_a_new_plan() -> None:
     (name, first), *rest = net.named_parameters()
     seen: list[list[str]] = []
 
-    def plan(names: list[str]) -> tuple[GroupPlan, ReductionSchedule]:
-        seen.append(list(names))
-        made = GroupPlan("test", tuple((n,) for n in names))
+    def plan(blocks: list[list[str]]) -> tuple[GroupPlan, ReductionSchedule]:
+        seen.append([name for block in blocks for name in block])
+        made = GroupPlan("test", tuple(map(tuple, blocks)))
         return made, lower(made)
 
     reducer = Reducer({name: first}, Network(log), plan)
