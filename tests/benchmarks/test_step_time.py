@@ -8,13 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import links, rounds, time_to_psnr
-from benchmarks.step_time_table import as_markdown, modes_markdown, summarise
+from benchmarks.step_time_table import as_markdown, forward_markdown, modes_markdown, summarise
 from benchmarks.tables import TABLES
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
 
@@ -89,10 +90,20 @@ def test_modes_have_a_table_of_their_own() -> None:
     assert columns[6:] == ["0.750 (0.750 to 0.825)", "0.750 (0.750 to 0.750)"]
 
 
-def test_the_documented_table_is_that_of_the_results() -> None:
+@pytest.mark.parametrize(
+    ("results", "table"),
+    [
+        ("step_time", as_markdown),
+        ("step_time_modes", forward_markdown),
+        ("step_time_modes", modes_markdown),
+    ],
+)
+def test_the_documented_tables_are_those_of_the_results(
+    results: str, table: Callable[[Any], str]
+) -> None:
     root = Path(__file__).parents[2]
-    cells = json.loads((root / "benchmarks/results/step_time.json").read_text())["cells"]
-    assert as_markdown(cells) in (root / "docs/benchmarks.md").read_text()
+    cells = json.loads((root / f"benchmarks/results/{results}.json").read_text())["cells"]
+    assert table(cells) in (root / "docs/benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize(
