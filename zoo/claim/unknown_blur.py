@@ -33,16 +33,18 @@ from zoo.solver.wiener import Wiener
 _PATH = Path(__file__).resolve().parents[2] / "data" / "photographs.h5"
 _NAMES = {"multiscale": "multiscale U-net", "plain": "plain U-net"}
 _N_WIENER = 2000
+# More pairs are worth more steps; chosen on validation patches of another seed.
+_N_STEPS = {16: 300, 128: 600, 1024: 2000}
 
 
 def measure(small: bool, advance: Advance) -> Measured:
     """PSNR on test patches of both nets for several training sets, and of Wiener's filter."""
-    sizes, seeds, n_steps = (16, 128, 1024), range(1 if small else 2), 150 if small else 300
+    sizes, seeds = (16, 1024) if small else tuple(_N_STEPS), range(1 if small else 2)
     runs = []
     for seed in seeds:
         for n_train in sizes:
             for name in _NAMES:
-                runs.append(_trained(name, n_train, seed, n_steps))
+                runs.append(_trained(name, n_train, seed))
                 advance(len(runs) / (len(seeds) * len(sizes) * len(_NAMES)))
     weights = {name: sum(p.numel() for p in _net(name).parameters()) for name in _NAMES}
     return {"seeds": list(seeds), "runs": runs, "weights": weights, **_references()}
@@ -60,8 +62,8 @@ def _data(n_train: int, seed: int) -> PatchesDataModule:
     return data
 
 
-def _trained(name: str, n_train: int, seed: int, n_steps: int) -> dict[str, float | int | str]:
-    data = _data(n_train, seed)
+def _trained(name: str, n_train: int, seed: int) -> dict[str, float | int | str]:
+    data, n_steps = _data(n_train, seed), _N_STEPS[n_train]
     L.seed_everything(seed, verbose=False)
     model = UnknownOperator(
         _net(name), partial(torch.optim.Adam, lr=0.003), partial(CosineDecay, n_steps=n_steps)
@@ -147,9 +149,8 @@ CLAIM = Claim(
     plot=plot,
     remarks="Patches of 32 x 32 pixels out of scikit-image's photographs, other photographs in "
     "each split; a periodic Gaussian blur of 1.5 pixels and noise of 0.02. The nets see pairs "
-    "alone. Wiener's filter is given the operator, the noise, and the spectrum of 2,000 training "
-    "patches. In "
-    "the short form, 150 steps, the plain U-net hardly leaves the identity that it begins as, and "
-    "the multiscale one comes within 0.4 dB of the filter that knows the operator; it has not "
-    "passed it.",
+    "alone, for 300 steps of 16 of them, 600 of 128 and 2,000 of 1,024: with 150 the multiscale "
+    "U-net stayed 0.3 dB below Wiener. From few pairs it is ahead of the plain one, from many the "
+    "plain one, with six times its weights, passes it. Wiener's filter is given the operator, the "
+    "noise, and the spectrum of 2,000 training patches.",
 )
