@@ -123,6 +123,8 @@ class CompiledSplit:
 
     def in_order(self, block: Sequence[str]) -> list[str]:
         """What one node gives out at once, in the order in which its parts would have it."""
+        if not self._names:  # one rank: nothing is cut, and no order is to be agreed on
+            return list(block)
         last = len(self._names)
         registered = {name: i for i, name in enumerate(self._names.values())}
         return sorted(block, key=lambda name: (self._place.get(name, last), -registered[name]))
