@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import quantiles
+from statistics import median, quantiles
 from time import perf_counter
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
+
+COMM_REPEATS = 5
 
 
 class Ratio(NamedTuple):
@@ -60,3 +63,22 @@ def time_in_turn(
             dist.barrier()
             seconds[name].append(rivals[name]())
     return seconds
+
+
+def all_reduce_s(numel: int, dtype: torch.dtype = torch.float32) -> float:
+    """One all-reduce of all gradients, with the link to itself: the least that a step must send."""
+    flat = torch.zeros(numel, dtype=dtype)
+    seconds = []
+    for _ in range(COMM_REPEATS):
+        dist.barrier()
+        start_s = perf_counter()
+        dist.all_reduce(flat)
+        seconds.append(perf_counter() - start_s)
+    return median(slowest(seconds))
+
+
+def slowest(seconds: list[float]) -> list[float]:
+    """Of each measurement, the slowest rank's."""
+    values = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return list(values.tolist())

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +20,7 @@ from benchmarks import links
 from benchmarks.emulation import EmulatedNet, sleep_precisely
 from benchmarks.environment import write_json
 from benchmarks.rivals import MOST_PLANNING_STEPS, NoUpdate, tell_the_device
-from benchmarks.rounds import time_in_turn, timed
+from benchmarks.rounds import all_reduce_s, slowest, time_in_turn, timed
 from benchmarks.scatter import DDP, HALVES, WAITS, WHOLE
 from benchmarks.tables import TABLES
 from lightning_gradsched import GradientScheduler, GradSchedConfig
@@ -31,7 +30,6 @@ from lightning_gradsched.runtime.transport import Works
 KIB, MIB = 2**10, 2**20
 SIZES_NBYTES = (64 * KIB, MIB, 4 * MIB, 16 * MIB)
 STREAM_NBYTES, STREAM_GROUPS = 2 * MIB, 8
-COMM_REPEATS = 5
 TIMEOUT_S = 120.0
 # Steps go on into one another: after a first one so many are timed in a turn.
 STEPS_A_TURN = 3
@@ -64,7 +62,7 @@ def collectives(n_rounds: int) -> dict[str, dict[str, list[float]]]:
         turns = {name: timed(_turn(way, group)) for name, way in WAYS.items()}
         time_in_turn(turns, range(1))
         seconds = time_in_turn(turns, range(n_rounds))
-        result[what] = {name: _slowest(seconds[name]) for name in WAYS}
+        result[what] = {name: slowest(seconds[name]) for name in WAYS}
     _engine().close()
     return result
 
@@ -133,7 +131,7 @@ def steps(net_name: str, n_rounds: int) -> dict[str, Any]:
     sleep_precisely()
     table = TABLES[net_name]()
     net, x = EmulatedNet(table.layers, table.dtype), torch.ones(1, requires_grad=True)
-    comm_s = _all_reduce_s(table.nbytes // table.dtype.itemsize)
+    comm_s = all_reduce_s(table.nbytes // table.dtype.itemsize)
     net.set_compute(comm_s)
     turns: dict[str, Callable[[], float]] = {}
     accounts: dict[str, Any] = {}
@@ -156,7 +154,7 @@ def steps(net_name: str, n_rounds: int) -> dict[str, Any]:
         "nbytes": table.nbytes,
         "comm_s": comm_s,
         "steps_a_turn": STEPS_A_TURN,
-        "rivals": {name: _slowest(values) for name, values in seconds.items()},
+        "rivals": {name: slowest(values) for name, values in seconds.items()},
         "gradsched": accounts,
     }
 
@@ -210,25 +208,6 @@ def _steps(
         return seconds
 
     return turn
-
-
-def _all_reduce_s(numel: int) -> float:
-    """One all-reduce of all gradients, with the link to itself."""
-    flat = torch.zeros(numel)
-    seconds = []
-    for _ in range(COMM_REPEATS):
-        dist.barrier()
-        start_s = perf_counter()
-        dist.all_reduce(flat)
-        seconds.append(perf_counter() - start_s)
-    return median(_slowest(seconds))
-
-
-def _slowest(seconds: list[float]) -> list[float]:
-    """Of each measurement, the slowest rank's."""
-    values = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return list(values.tolist())
 
 
 if __name__ == "__main__":

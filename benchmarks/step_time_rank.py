@@ -9,7 +9,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -21,12 +20,11 @@ from tqdm import tqdm
 from benchmarks.emulation import EmulatedNet, sleep_precisely
 from benchmarks.environment import write_json
 from benchmarks.rivals import MODES, RIVALS, Rival
-from benchmarks.rounds import time_in_turn
+from benchmarks.rounds import all_reduce_s, slowest, time_in_turn
 from benchmarks.tables import TABLES
 from lightning_gradsched import GradientScheduler
 from zoo.net.edsr import EDSR
 
-COMM_REPEATS = 5
 LEAST_ROUNDS = 4  # however long a step takes
 # Where a rival's steps go on into one another, a turn is so many of them after one that is not
 # timed: it leaves under way what each of them finds under way.
@@ -84,7 +82,7 @@ def _measure(cell: Cell) -> dict[str, Any]:
     torch.manual_seed(0)
     net, x = _net(cell.net)
     nbytes = sum(p.nbytes for p in net.parameters())
-    comm_s = _all_reduce_s(nbytes, next(net.parameters()).dtype)
+    comm_s = all_reduce_s(sum(p.numel() for p in net.parameters()), next(net.parameters()).dtype)
     if isinstance(net, EmulatedNet) and cell.ratio is not None:
         net.set_compute(comm_s / cell.ratio)
     rivals: dict[str, Rival] = {}
@@ -99,7 +97,7 @@ def _measure(cell: Cell) -> dict[str, Any]:
         "nbytes": nbytes,
         "n_params": len(list(net.parameters())),
         "comm_s": comm_s,
-        "rivals": {name: _slowest(values) for name, values in seconds.items()},
+        "rivals": {name: slowest(values) for name, values in seconds.items()},
         "set_up_s": set_up_s,
         "steps_a_turn": _steps_a_turn(rivals),
         **accounts,
@@ -120,18 +118,6 @@ def _copy_of(net: nn.Module) -> nn.Module:
     twin = deepcopy(net)
     twin.share_memory_of(net)
     return twin
-
-
-def _all_reduce_s(nbytes: int, dtype: torch.dtype) -> float:
-    """One all-reduce of all gradients, with the link to itself: the least that a step must send."""
-    flat = torch.zeros(nbytes // dtype.itemsize, dtype=dtype)
-    seconds = []
-    for _ in range(COMM_REPEATS):
-        dist.barrier()
-        start_s = perf_counter()
-        dist.all_reduce(flat)
-        seconds.append(perf_counter() - start_s)
-    return median(_slowest(seconds))
 
 
 def _no_bar() -> bool | None:
@@ -159,7 +145,7 @@ def _in_turn(rivals: dict[str, Rival], cell: Cell) -> dict[str, list[float]]:
     start_s = perf_counter()
     for turn in turns.values():
         turn()
-    (round_s,) = _slowest([perf_counter() - start_s])
+    (round_s,) = slowest([perf_counter() - start_s])
     n_rounds = min(max(int(cell.budget_s / round_s), LEAST_ROUNDS), cell.most_rounds)
     rounds = tqdm(range(n_rounds), desc="rounds", leave=False, disable=_no_bar())
     return time_in_turn(turns, rounds)
@@ -183,13 +169,6 @@ def _turn(rival: Rival, n_steps: int) -> Callable[[], float]:
         return seconds
 
     return turn
-
-
-def _slowest(seconds: list[float]) -> list[float]:
-    """Of each measurement, the slowest rank's."""
-    values = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return list(values.tolist())
 
 
 def _account(scheduler: GradientScheduler) -> dict[str, Any]:
