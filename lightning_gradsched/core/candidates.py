@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from lightning_gradsched.core.cost import CostModel
@@ -55,17 +56,25 @@ def forward_candidates(
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions go on into the next forward.
 
-    Besides DDP's groups: the best that is found, then those of unlike groups.
+    Besides DDP's groups: the best that is found, then such as have ever fewer messages, for what
+    one costs on the host is in no prediction.
     """
     own = ddp(profile, cost)
     ranked = sorted(forward_plans(profile, cost), key=partial(step_s, profile=profile, cost=cost))
-    unlike: dict[tuple[tuple[str, ...], ...], GroupPlan] = {}
-    for plan in (forward_overlap(profile, cost), *ranked):
-        unlike.setdefault(plan.groups, plan)
-    others = [plan for plan in unlike.values() if plan.groups != own.groups]
-    chosen = [*others[: most - 1], unlike.get(own.groups, own)]
+    owns = next((plan for plan in ranked if plan.groups == own.groups), own)
+    others = [plan for plan in ranked if plan.groups != own.groups]
+    unlike = _ever_halved([forward_overlap(profile, cost), *others])
     lowered = partial(lower_into_forward, profile=profile)
-    return tuple(_ranked(chosen, lowered, profile, cost))
+    return tuple(_ranked([*islice(unlike, most - 1), owns], lowered, profile, cost))
+
+
+def _ever_halved(plans: Iterable[GroupPlan]) -> Iterator[GroupPlan]:
+    """The first, then the first of at most half as many messages as the one before it."""
+    plans = list(plans)
+    while plans:
+        chosen = plans[0]
+        yield chosen
+        plans = [p for p in plans if 2 * len(p.launch_order) <= len(chosen.launch_order)]
 
 
 def candidates_with_norms(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from lightning_gradsched.core.candidates import candidates
+from itertools import pairwise
+
+from lightning_gradsched.core.candidates import candidates, forward_candidates
 from lightning_gradsched.core.cost import AlphaBeta
 from lightning_gradsched.core.plan import ddp, optimal
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
@@ -34,3 +36,13 @@ def test_the_best_prediction_is_that_of_the_optimal_plan() -> None:
 def test_plans_with_the_same_groups_are_tried_once() -> None:
     tried = candidates(chain(1, 8), AlphaBeta(1.0, 0.0), most=10)
     assert [c.plan.planner for c in tried] == ["ddp"]
+
+
+def test_forward_plans_of_ever_fewer_messages_are_tried_beside_ddps() -> None:
+    profile, cost = chain(64, MIB // 4), AlphaBeta(1e-3, 0.9 / MIB)
+    tried = forward_candidates(profile, cost, most=4)
+    own = ddp(profile, cost).groups
+    assert own in [c.plan.groups for c in tried]
+    counts = sorted(len(c.plan.launch_order) for c in tried if c.plan.groups != own)
+    assert len(counts) == 3
+    assert all(2 * fewer <= more for fewer, more in pairwise(counts))

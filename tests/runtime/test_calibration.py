@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.core.cost import AlphaBeta, fit_all_reduce
@@ -22,6 +24,7 @@ from lightning_gradsched.runtime.calibration import (
     calibrate,
     cost_of,
 )
+from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.topology import Place
 from tests.parity.nets import Residual
 from tests.ranks import run_ranks
@@ -83,6 +86,38 @@ def simulated(link: Link) -> tuple[NetworkProfile, float]:
         (Link(27, 5e-2, 1000.0), 5.0),  # nothing but latency, at any size
     ],
 )
+class UnderWay:
+    """A network that has no bytes to move, and counts the all-reduces that are under way."""
+
+    world_size = 1
+
+    def __init__(self) -> None:
+        self.now = self.most = self.total = 0
+
+    def all_reduce(self, flat: Tensor) -> UnderWay:
+        self.now += 1
+        self.total += 1
+        self.most = max(self.most, self.now)
+        return self
+
+    def wait(self) -> None:
+        self.now -= 1
+
+
+def timed_together(rank: int, nbytes: int) -> tuple[int, int, int]:
+    collectives, network = Collectives(None, torch.device("cpu"), 20.0), UnderWay()
+    seconds = collectives.time_all_reduce(nbytes, 3, network)
+    collectives.close()
+    return network.most, network.total, len(seconds)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "n_together"), [(2**10, 4), (2**18, 4), (2**20, 2), (2**22, 1), (2**26, 1)]
+)
+def test_short_messages_are_timed_as_they_follow_one_another(nbytes: int, n_together: int) -> None:
+    assert run_ranks(1, timed_together, nbytes) == [(n_together, 3 * n_together, 3)]
+
+
 def test_it_ends_in_time_and_finds_latency_and_bandwidth(link: Link, most_s: float) -> None:
     network, took_s = simulated(link)
     assert took_s <= most_s
