@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.rivals import MODES
 from benchmarks.rounds import ratio
 from lightning_gradsched.core.bound import bounds
-from lightning_gradsched.core.cost import CostModel, fit_all_reduce
+from lightning_gradsched.core.cost import AlphaBeta, CostModel, fit_all_reduce
 from lightning_gradsched.core.forward_overlap import step_s
 from lightning_gradsched.core.plan import GroupPlan, ddp, fixed_size, optimal, single
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
@@ -92,7 +92,9 @@ def _forward(
     plan = GroupPlan(
         account["planner"], tuple(map(tuple, account["groups"])), tuple(account["launches"])
     )
-    least = bounds(profile, cost)
+    # At the rate of the one all-reduce by which compute was set: a short message that a link lets
+    # pass after a pause, or a connection that is young, has another, which is no whole step's.
+    least = bounds(profile, AlphaBeta(0.0, row["comm_s"] / row["nbytes"]))
     ours = seconds["gradsched_forward"]
     return {
         "planner": plan.planner,

@@ -56,25 +56,26 @@ def forward_candidates(
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions go on into the next forward.
 
-    Besides DDP's groups: the best that is found, then such as have ever fewer messages, for what
-    one costs on the host is in no prediction.
+    Besides DDP's groups: the best that is found, then others with twice or half as many groups, for
+    what a group costs on the host, or gains there by coming early, is in no prediction.
     """
     own = ddp(profile, cost)
     ranked = sorted(forward_plans(profile, cost), key=partial(step_s, profile=profile, cost=cost))
     owns = next((plan for plan in ranked if plan.groups == own.groups), own)
     others = [plan for plan in ranked if plan.groups != own.groups]
-    unlike = _ever_halved([forward_overlap(profile, cost), *others])
+    unlike = _unlike_in_number([forward_overlap(profile, cost), *others])
     lowered = partial(lower_into_forward, profile=profile)
     return tuple(_ranked([*islice(unlike, most - 1), owns], lowered, profile, cost))
 
 
-def _ever_halved(plans: Iterable[GroupPlan]) -> Iterator[GroupPlan]:
-    """The first, then the first of at most half as many messages as the one before it."""
-    plans = list(plans)
-    while plans:
-        chosen = plans[0]
-        yield chosen
-        plans = [p for p in plans if 2 * len(p.launch_order) <= len(chosen.launch_order)]
+def _unlike_in_number(plans: Iterable[GroupPlan]) -> Iterator[GroupPlan]:
+    """Those with at least twice, or at most half, as many groups as any before them."""
+    numbers: list[int] = []
+    for plan in plans:
+        number = len(plan.groups)
+        if all(number >= 2 * other or 2 * number <= other for other in numbers):
+            numbers.append(number)
+            yield plan
 
 
 def candidates_with_norms(

@@ -86,6 +86,16 @@ def simulated(link: Link) -> tuple[NetworkProfile, float]:
         (Link(27, 5e-2, 1000.0), 5.0),  # nothing but latency, at any size
     ],
 )
+def test_it_ends_in_time_and_finds_latency_and_bandwidth(link: Link, most_s: float) -> None:
+    network, took_s = simulated(link)
+    assert took_s <= most_s
+    fit = fit_all_reduce(network)
+    assert fit.is_good
+    assert isinstance(fit.model, AlphaBeta)
+    assert fit.model.alpha_s == pytest.approx(link.alpha_s, rel=1e-3)
+    assert fit.model.beta_s_per_byte == pytest.approx(link.beta_s_per_byte, rel=1e-3)
+
+
 class UnderWay:
     """A network that has no bytes to move, and counts the all-reduces that are under way."""
 
@@ -116,16 +126,6 @@ def timed_together(rank: int, nbytes: int) -> tuple[int, int, int]:
 )
 def test_short_messages_are_timed_as_they_follow_one_another(nbytes: int, n_together: int) -> None:
     assert run_ranks(1, timed_together, nbytes) == [(n_together, 3 * n_together, 3)]
-
-
-def test_it_ends_in_time_and_finds_latency_and_bandwidth(link: Link, most_s: float) -> None:
-    network, took_s = simulated(link)
-    assert took_s <= most_s
-    fit = fit_all_reduce(network)
-    assert fit.is_good
-    assert isinstance(fit.model, AlphaBeta)
-    assert fit.model.alpha_s == pytest.approx(link.alpha_s, rel=1e-3)
-    assert fit.model.beta_s_per_byte == pytest.approx(link.beta_s_per_byte, rel=1e-3)
 
 
 @pytest.mark.parametrize("gbit_per_s", [0.1, 1.0, 10.0, 1000.0])
