@@ -58,10 +58,12 @@ def network_lines(network: NetworkProfile) -> Iterator[str]:
 
 def _describe(fit: Fit) -> str:
     if isinstance(fit.model, AlphaBeta):
+        hidden = " (hidden by what goes before)" if fit.model.hides else ""
         odd = f", {fit.odd_nbytes[0]} bytes passed over" if fit.odd_nbytes else ""
         return (
-            f"latency {fit.model.alpha_s * 1e6:.0f} us, {_rate(fit.model.beta_s_per_byte)}, at most"
-            f" {fit.worst_error:.0%} off the measured median, at {fit.worst_nbytes} bytes{odd}"
+            f"latency {fit.model.alpha_s * 1e6:.0f} us{hidden}, {_rate(fit.model.beta_s_per_byte)},"
+            f" at most {fit.worst_error:.0%} off the measured median, at {fit.worst_nbytes}"
+            f" bytes{odd}"
         )
     return (
         f"no straight line (off by {fit.worst_error:.0%} at {fit.worst_nbytes} bytes); plans use"

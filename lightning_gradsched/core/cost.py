@@ -30,15 +30,25 @@ class CostModel(Protocol):
 class AlphaBeta:
     """Latency and inverse bandwidth of the whole collective.
 
+    ``hides``: bytes on their way hide the latency of what follows them, so that of messages in a
+    row each takes the longer of the two, not their sum.
+
     >>> AlphaBeta(alpha_s=1e-3, beta_s_per_byte=1e-9).all_reduce_s(1_000_000)
+    0.002
+    >>> AlphaBeta(alpha_s=1e-3, beta_s_per_byte=1e-9, hides=True).all_reduce_s(2_000_000)
     0.002
     """
 
     alpha_s: float
     beta_s_per_byte: float
+    hides: bool = False
 
     def all_reduce_s(self, nbytes: Any) -> Any:
-        return self.alpha_s + self.beta_s_per_byte * nbytes
+        transfer_s = self.beta_s_per_byte * nbytes
+        if not self.hides:
+            return self.alpha_s + transfer_s
+        seconds = np.maximum(self.alpha_s, transfer_s)
+        return seconds if isinstance(nbytes, np.ndarray) else float(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,7 @@ class Fit(NamedTuple):
 def fit_all_reduce(profile: NetworkProfile, collective: str = ALL_REDUCE) -> Fit:
     """Alpha and beta of the all-reduce, or where they fit badly, the measured medians joined up.
 
+    Whether latency adds to the transfer or hides behind it, is what the medians say.
     Fitted to the median at each size by relative errors, so that microseconds at small sizes count
     as much as milliseconds at large ones. Outliers at a size go with the medians; a whole size that
     is odd (a burst that a shaped link lets through free, a step of an algorithm's) bends the line
@@ -106,7 +117,7 @@ def fit_all_reduce(profile: NetworkProfile, collective: str = ALL_REDUCE) -> Fit
     if len(nbytes) < 2:
         raise ProfileError(f"expected {collective} of two sizes or more, got sizes {nbytes}")
     x, y = np.array(nbytes), np.array(seconds)
-    line = _robust_line(x, y)
+    line = min(_robust_line(x, y), _robust_kink(x, y), key=lambda model: _off(model, x, y))
     errors = _relative_errors(line, x, y)
     odd = [int(size) for size in x[errors > GOOD_FIT]]
     passed_over = len(x) >= 5 and len(odd) == 1 and odd[0] != x[-1]
@@ -120,8 +131,7 @@ def _robust_line(x: Any, y: Any) -> AlphaBeta:
     """Least squares over the sizes near the line that is off by the least, added up over sizes.
 
     Tried are the lines through two of the points, and through one with a coefficient of 0, as in
-    fits of least absolute errors (Boscovich 1757). Errors count as ratios, so that half the time is
-    as odd as twice.
+    fits of least absolute errors (Boscovich 1757).
     """
     lines = [AlphaBeta(0.0, float(b / a)) for a, b in zip(x, y, strict=True)]
     lines += [AlphaBeta(float(alpha), 0.0) for alpha in y]
@@ -129,11 +139,26 @@ def _robust_line(x: Any, y: Any) -> AlphaBeta:
         _least_squares(x[list(pair)], y[list(pair)]) for pair in combinations(range(len(x)), 2)
     ]
 
-    def off(line: AlphaBeta) -> float:
-        return float(np.abs(np.log(line.all_reduce_s(x) / y)).sum())
-
-    near = _relative_errors(min(lines, key=off), x, y) <= GOOD_FIT
+    near = _relative_errors(min(lines, key=lambda line: _off(line, x, y)), x, y) <= GOOD_FIT
     return _least_squares(x[near], y[near])
+
+
+def _robust_kink(x: Any, y: Any) -> AlphaBeta:
+    """As ``_robust_line``, where latency hides: flat through one point, then through another."""
+    rates = [float(b / a) for a, b in zip(x, y, strict=True)]
+    kinks = [AlphaBeta(float(alpha), rate, hides=True) for alpha in y for rate in rates]
+    best = min(kinks, key=lambda kink: _off(kink, x, y))
+    near = _relative_errors(best, x, y) <= GOOD_FIT
+    is_flat = best.beta_s_per_byte * x <= best.alpha_s
+    flat, rising = near & is_flat, near & ~is_flat
+    alpha_s = _alone(1 / y[flat]) if flat.any() else best.alpha_s
+    beta = _alone(x[rising] / y[rising]) if rising.any() else best.beta_s_per_byte
+    return AlphaBeta(alpha_s, beta, hides=True)
+
+
+def _off(model: AlphaBeta, x: Any, y: Any) -> float:
+    """Errors count as ratios, so that half the time is as odd as twice."""
+    return float(np.abs(np.log(model.all_reduce_s(x) / y)).sum())
 
 
 def _rising(y: Any) -> tuple[float, ...]:

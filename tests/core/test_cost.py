@@ -100,3 +100,19 @@ def test_one_odd_size_does_not_lift_the_interpolation_for_long() -> None:
 def test_one_size_is_too_few() -> None:
     with pytest.raises(ProfileError, match="two sizes or more"):
         fit_all_reduce(measured((1024, 1e-3), (1024, 2e-3)))
+
+
+def test_a_latency_that_hides_behind_the_transfer_is_told_from_one_that_adds() -> None:
+    true = AlphaBeta(alpha_s=2e-4, beta_s_per_byte=8.4e-9, hides=True)
+    sizes = [2 ** (10 + 2 * k) for k in range(8)]
+    noise = (1.02, 0.97, 1.01, 0.99, 1.02, 0.98, 1.01, 1.0)
+    points = [
+        (size, factor * true.all_reduce_s(size)) for size, factor in zip(sizes, noise, strict=True)
+    ]
+    fit = fit_all_reduce(measured(*points))
+    assert isinstance(fit.model, AlphaBeta)
+    assert fit.model.hides
+    assert fit.model.alpha_s == pytest.approx(true.alpha_s, rel=0.03)
+    assert fit.model.beta_s_per_byte == pytest.approx(true.beta_s_per_byte, rel=0.03)
+    # A line bends up to both ends: at the kink, and at the largest, it would be off by far more.
+    assert fit.worst_error < 0.05
