@@ -68,8 +68,9 @@ class GradSchedConfig:
             update as without. Needs ``schedule="static"``; see ``docs/overlap-forward.md``.
         scatter_gradients: with ``overlap_forward``, for steps that look at all gradients at once
             (clipping by norm, ``GradScaler``): let groups travel in halves, so that such a look
-            waits for the first half only, where the planner finds that faster. Gloo and parameters
-            on the CPU only; see ``docs/overlap-forward.md``.
+            waits for the first half only, where the planner finds that faster. None: where the
+            first steps are seen to look, and it is possible; True: as if they did; False: never.
+            Gloo and parameters on the CPU only; see ``docs/overlap-forward.md``.
         per_parameter_optimizers: class names of optimizers of yours, for ``overlap_forward``, that
             update each parameter from its own gradient alone, as those of torch that are known to.
         gradient_lag: 1: each backward gives out the mean of the gradients that the backward before
@@ -99,7 +100,7 @@ class GradSchedConfig:
     calibration_dir: str | None = None
     reduction: str = "auto"
     overlap_forward: bool = False
-    scatter_gradients: bool = False
+    scatter_gradients: bool | None = None
     per_parameter_optimizers: tuple[str, ...] = ()
     gradient_lag: int = 0
     shard_optimizer: bool = False

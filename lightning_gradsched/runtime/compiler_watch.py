@@ -13,6 +13,10 @@ from torch._dynamo.utils import counters
 log = logging.getLogger("lightning_gradsched")
 
 
+def has_compiled() -> bool:
+    return bool(counters["frames"])
+
+
 class CompilerWatch:
     """``before``, a method, is called before torch compiles for the first time.
 
@@ -24,7 +28,7 @@ class CompilerWatch:
     def __init__(self, before: Callable[[], None], mode: str, instead: str) -> None:
         self._mode, self._instead = mode, instead
         self._before = weakref.WeakMethod(before)
-        self._has_begun = bool(counters["frames"])
+        self._has_begun = has_compiled()
         self._is_told = False
         callback_handler.register_start_callback(self._begins)
 

@@ -16,6 +16,7 @@ from lightning_gradsched.runtime.gathered_weights import GatheredWeights, Named
 from lightning_gradsched.runtime.inquiry import Inquiry
 from lightning_gradsched.runtime.lag import LaggedLaunches
 from lightning_gradsched.runtime.launches import Launches
+from lightning_gradsched.runtime.norm_watch import NormWatch
 from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.scatter import ScatterTransport
 from lightning_gradsched.runtime.sharding import ShardedOptimizer
@@ -32,7 +33,8 @@ def launches_of(
 class Modes:
     """Of one engine; by default there are none, and nothing here is called in a step.
 
-    ``plan``: the plan in force; ``params``: what is reduced, by name, now and later.
+    ``plan``: the plan in force; ``params``: what is reduced, by name, now and later; ``norms``:
+    where it is to be found out whether groups shall travel in halves.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Modes:
         launches: Launches,
         params: Mapping[str, Tensor],
         plan: Callable[[], GroupPlan | None],
+        norms: NormWatch | None = None,
     ) -> None:
         self._config = config
         self._collectives = collectives
@@ -54,8 +57,10 @@ class Modes:
         self._lag = launches if isinstance(launches, LaggedLaunches) else None
         if config.overlap_forward:
             launches.open_groups = OpenGroups(module, launches.wait)
-        if config.scatter_gradients and launches.open_groups is not None:
+            launches.open_groups.norms = norms
+        if config.scatter_gradients:
             _check_on_cpu(module, collectives)
+        if launches.open_groups is not None and (config.scatter_gradients or norms is not None):
             launches.open_groups.inquiry = inquiry = Inquiry(collectives)
             launches.scatter = ScatterTransport(collectives, launches.transport, inquiry.exchange)
             launches.transport = launches.scatter
@@ -73,6 +78,8 @@ class Modes:
             raise _not_set("overlap(optimizer)", "overlap_forward")
         trusted = self._config.per_parameter_optimizers
         self._optimizers.append(OverlappedOptimizer(optimizer, open_groups, trusted))
+        if open_groups.norms is not None:
+            open_groups.norms.is_of_use = True
 
     def shard(self, optimizer: Optimizer) -> None:
         """See ``GradientScheduler.shard``."""
@@ -169,7 +176,7 @@ def _check_on_cpu(module: nn.Module, collectives: Collectives) -> None:
     if collectives.backend != "gloo" or devices != ["cpu"]:
         raise GradSchedError(
             "scatter_gradients: expected the gloo backend and parameters on the CPU, got"
-            f" {collectives.backend} and parameters on {devices}: set scatter_gradients=False"
+            f" {collectives.backend} and parameters on {devices}: leave scatter_gradients out"
         )
 
 

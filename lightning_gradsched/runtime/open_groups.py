@@ -26,6 +26,7 @@ from lightning_gradsched.runtime.compiler_watch import CompilerWatch
 from lightning_gradsched.runtime.inquiry import Inquiry
 from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
 from lightning_gradsched.runtime.module_hook import hook_owners
+from lightning_gradsched.runtime.norm_watch import NormWatch
 from lightning_gradsched.runtime.recorder import Recorder
 from lightning_gradsched.runtime.scatter import ScatteredBucket
 from lightning_gradsched.runtime.scattered_gradient import do_deferred, open_views
@@ -58,6 +59,7 @@ class OpenGroups:
 
     def __init__(self, module: nn.Module, wait: Callable[[Work, Bucket], object]) -> None:
         self.inquiry: Inquiry | None = None  # where groups travel in halves
+        self.norms: NormWatch | None = None  # where it is to be found out whether they shall
         self._wait = wait
         self._open: dict[Bucket, _OpenGroup] = {}
         self._has_failed = False  # a wait, whose error went to whoever looked
@@ -108,6 +110,8 @@ class OpenGroups:
             self._complete(bucket)
         if self.inquiry is not None:
             self.inquiry.settle()
+        if self.norms is not None:
+            self.norms.settle()
 
     @property
     def has_failed(self) -> bool:
@@ -131,6 +135,8 @@ class OpenGroups:
 
         Returns each parameter group that lacks some now, and its former ``params``.
         """
+        if self.norms is not None:
+            self.norms.step_begins(optimizer)
         if getattr(optimizer, "found_inf", None) is not None:
             self.flush()  # GradScaler lends it that, and the scale, for the time of this step
         # By id: torch hashes a tensor in Python, and there are thousands.

@@ -46,9 +46,10 @@ from lightning_gradsched.errors import PlanError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.compiled_split import CompiledSplit
+from lightning_gradsched.runtime.norm_watch import norm_watch
 from lightning_gradsched.runtime.profiler import StepProfiler, agree_on_profile
 from lightning_gradsched.runtime.recorder import Clock
-from lightning_gradsched.runtime.reduction import Reduction
+from lightning_gradsched.runtime.reduction import FLAT, Reduction
 from lightning_gradsched.runtime.trial import PlanTrial
 
 TRIED_PLANS = 4
@@ -82,6 +83,9 @@ class Planning:
             module, config, collectives, measures=_measures(config, collectives.world_size)
         )
         self.network, self._cost = self.reduction.network, self.reduction.cost
+        is_flat = self.reduction.name == FLAT
+        self.norms = norm_watch(config, module, collectives, is_flat=is_flat)
+        self._in_halves = bool(config.scatter_gradients)  # where that is faster
 
     def start(self, params: Mapping[str, Tensor], sparse: Container[str]) -> None:
         """Plan for these parameters; what was measured of fewer is forgotten.
@@ -96,6 +100,8 @@ class Planning:
             self.split.attach(params)
         if self.network is not None:
             self.profiler = StepProfiler(self._module, params, self._clock)
+        if self.norms is not None and not self._in_halves:
+            self.norms.start()
 
     def close(self) -> None:
         """Take the profiler's hooks off the module."""
@@ -118,7 +124,7 @@ class Planning:
             self._order = consensus.agree_order(self._collectives, list(self._params), met)
             profile = self._sizes(self._order)
             plan = self._unmeasured_planner()(profile, self._cost)
-            if self._config.scatter_gradients and self.network is None:
+            if self._in_halves and self.network is None:
                 plan = in_halves(plan, profile, self._collectives.world_size)
         check_plan(plan, profile)
         consensus.check_same_plan(self._collectives, plan)
@@ -169,7 +175,8 @@ class Planning:
 
     def state(self) -> dict[str, Any] | None:
         """The plan in force, for a later run; None while it is still being looked for."""
-        if self.plan is None or self.profiler is not None or self._trial is not None:
+        is_watching = self.norms is not None and self.norms.is_on
+        if self.plan is None or not self.is_settled or is_watching:
             return None
         profile = None if self.profile is None else self.profile.to_json()
         return {
@@ -191,9 +198,13 @@ class Planning:
         plan = GroupPlan(state["planner"], groups, launches, owners, state.get("n_ranks", 1))
         names = [name for group in plan.groups for name in group]
         same = state["settings"] == _deciding(self._config, self._collectives.world_size)
-        if not same or sorted(names) != sorted(params):
+        may_scatter = self._config.scatter_gradients or self.norms is not None
+        if not same or sorted(names) != sorted(params) or (any(owners) and not may_scatter):
             return False
         self.close()
+        self._in_halves |= any(owners)
+        if self.norms is not None:
+            self.norms.stop()
         if state["profile"] is None:
             self._restored = plan
         else:
@@ -213,13 +224,16 @@ class Planning:
 
     @property
     def is_due_next(self) -> bool:
-        """Whether ``step_ended`` will ask for a plan after the backward that runs. Local."""
+        """Whether ``step_ended`` may ask for a plan after the backward that runs. Local."""
+        if self.norms is not None and self.norms.is_over_next:
+            return True
         if self.profiler is not None:
             return self.profiler.is_done_next
         return self._trial is not None and self._trial.is_over_next
 
     def step_ended(self) -> bool:
         """Whether the next backward shall ask for another plan."""
+        shall_halve = self._finds_norms()
         if self.profiler is not None:
             self.profiler.step_ended()
             if self.profiler.is_done:
@@ -228,7 +242,15 @@ class Planning:
         elif self._trial is not None and self._trial.step_ended():
             self._go_on_with(self._trial)
             return True
-        return False
+        return shall_halve and self.network is None
+
+    def _finds_norms(self) -> bool:
+        """Whether it turns out here that groups may go in halves; see [Note: finding out]."""
+        if self.norms is None or not self.norms.step_ended(self._params.values()):
+            return False
+        # Ranks need not ask alike.
+        self._in_halves = self._collectives.max([int(self.norms.found)]) > [0]
+        return self._in_halves
 
     def _plan_from(self, profiler: StepProfiler) -> None:
         params = self._sizes(self._params).params
@@ -246,7 +268,7 @@ class Planning:
     def _decide(self, profile: BackwardProfile) -> tuple[Candidate, ...]:
         """What to run next: the candidates of a trial, or the one plan that there is."""
         n_ranks = self._collectives.world_size
-        if self._config.planner == "auto" and self._config.scatter_gradients:
+        if self._config.planner == "auto" and self._in_halves:
             return candidates_with_norms(profile, self._cost, n_ranks, most=TRIED_PLANS)
         if self._config.planner == "auto":
             return self._candidates()(profile, self._cost, most=TRIED_PLANS)
@@ -254,7 +276,7 @@ class Planning:
         if not isinstance(plan, GroupPlan):
             raise PlanError(f"expected a planner to return a GroupPlan, got {plan!r}")
         check_plan(plan, profile)
-        if self._config.scatter_gradients:
+        if self._in_halves:
             plan = faster_with_norms(plan, profile, self._cost, n_ranks)
         return (Candidate(plan, exposed_s=nan),)
 

@@ -209,3 +209,5 @@ _ANSWERS: dict[Any, Callable[[Callable[..., Any], Any, Any], Any]] = {
     Tensor.clamp_: _defer,
     torch._amp_foreach_non_finite_check_and_unscale_: _unscale,
 }
+# What may be answered, or put off, before a gradient has come; asked of the first argument.
+QUESTIONS = frozenset(_ANSWERS)

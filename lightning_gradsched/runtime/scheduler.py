@@ -122,6 +122,7 @@ class GradientScheduler:
             self._launches,
             self._trainable.params,
             lambda: planning.plan,
+            planning.norms,
         )
         self._reducer.add(self._trainable.params, sparse=self._trainable.sparse)
         self._step_end.start()

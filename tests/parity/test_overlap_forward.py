@@ -117,7 +117,10 @@ def both(rank: int, recipe: Recipe) -> tuple[Weights, Weights, int]:
     """gradsched's, DDP's, and how many groups gradsched's last step has left open."""
     ours, theirs = make(recipe.net), make(recipe.net)
     config = GradSchedConfig(
-        planner=recipe.planner, overlap_forward=True, reduce_dtype=recipe.reduce_dtype
+        planner=recipe.planner,
+        overlap_forward=True,
+        scatter_gradients=False,
+        reduce_dtype=recipe.reduce_dtype,
     )
     scheduler = GradientScheduler(ours, config)
     train(

@@ -38,6 +38,7 @@ class Recipe(NamedTuple):
     inf_at: int | None = None  # the step at which rank 1 has an infinite gradient
     planner: str = "per_tensor"
     with_closure: bool = False
+    scatters: bool | None = True
 
 
 class Trained(NamedTuple):
@@ -118,7 +119,7 @@ def both(rank: int, recipe: Recipe) -> tuple[Trained, Trained]:
     sizes = {"planner": "fixed_size", "group_nbytes": 600}
     config = GradSchedConfig(
         overlap_forward=True,
-        scatter_gradients=True,
+        scatter_gradients=recipe.scatters,
         **(sizes if recipe.planner == "fixed of 600" else {"planner": recipe.planner}),
     )
     scheduler = GradientScheduler(ours, config)
@@ -219,6 +220,26 @@ def test_larc_on_the_update_looks_at_weights_and_so_ends_the_wait() -> None:
 
 def test_three_ranks() -> None:
     check(Recipe(), Recipe(optimizer="AdamW", accumulate=2, init_scale=16.0), n_ranks=3)
+
+
+def test_steps_that_are_found_out_to_clip_or_scale() -> None:
+    base = Recipe(scatters=None)
+    recipes = [
+        base,
+        base._replace(norm=1.0, foreach=False, accumulate=3),
+        base._replace(norm=None, value=1e-4, optimizer="Adam"),
+        base._replace(with_closure=True, optimizer="Adam"),
+        base._replace(init_scale=65536.0, norm=None, unscales=False),
+        base._replace(init_scale=65536.0, accumulate=2),
+        base._replace(net="tied", optimizer="AdamW"),
+    ]
+    check(*recipes)
+    check(base, n_ranks=3)
+
+
+def test_steps_that_neither_clip_nor_scale_and_those_that_nothing_can_be_done_about() -> None:
+    check(Recipe(scatters=None, norm=None))
+    check(Recipe(scatters=None, optimizer="fused Adam", init_scale=4.0), leaves_open=False)
 
 
 def test_who_does_not_ask_waits_for_nothing() -> None:

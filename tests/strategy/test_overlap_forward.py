@@ -19,7 +19,7 @@ from tests.ranks import run_ranks
 from tests.strategy import modules
 from tests.strategy.test_fit import CASES, PARTIAL, trainer
 
-OVERLAP = {"planner": "per_tensor", "overlap_forward": True}
+OVERLAP = {"planner": "per_tensor", "overlap_forward": True, "scatter_gradients": False}
 
 
 class Scheduled(modules.Regression):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
 
 from lightning_gradsched import GradSchedStrategy
 from lightning_gradsched.fabric import GradSchedFabricStrategy
 from tests.ranks import run_ranks
 from tests.strategy import modules
+from tests.strategy.test_fit import trainer
 from tests.strategy.test_overlap_forward import FITS, OVERLAP, alike, fit
 
 HALVES = {**OVERLAP, "scatter_gradients": True}
@@ -36,14 +38,16 @@ def options_of(name: str) -> dict[str, Any]:
     }[name]
 
 
+# Nothing is said of halves, and the planner measures nothing.
+UNSAID = {**OVERLAP, "scatter_gradients": None}
 NAMES = ("clipped", "clip_value", "clipped_accumulated", "fp16", "fp16_clipped")
 
 
-def all_fits(rank: int) -> list[str]:
+def all_fits(rank: int, config: dict[str, Any]) -> list[str]:
     wrong = []
     for name in NAMES:
         results = []
-        for strategy in (GradSchedStrategy(**HALVES), "ddp"):
+        for strategy in (GradSchedStrategy(**config), "ddp"):
             FITS[name] = (modules.Regression, options_of(name), [])
             results.append(fit(rank, name, strategy))
         if not alike(*results):
@@ -52,20 +56,70 @@ def all_fits(rank: int) -> list[str]:
 
 
 @pytest.mark.slow
-def test_fits_end_as_with_ddp() -> None:
-    assert run_ranks(2, all_fits, timeout_s=240) == [[], []]
+@pytest.mark.parametrize("config", [HALVES, UNSAID], ids=["True", "None"])
+def test_fits_end_as_with_ddp(config: dict[str, Any]) -> None:
+    assert run_ranks(2, all_fits, config, timeout_s=240) == [[], []]
 
 
-def fabric_steps(rank: int) -> bool:
+class Clips(modules.Regression):
+    """Manual optimization, of whose clipping the Trainer knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y = batch
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward((self(x) - y).square().mean())
+        self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+
+def plan_of_fit(
+    rank: int, make: Any, options: dict[str, Any], config: dict[str, Any]
+) -> tuple[str, bool]:
+    """The plan that a fit comes to, and whether it ends as ``ddp``'s does."""
+    strategy, weights = GradSchedStrategy(**config), []
+    for used in (strategy, "ddp"):
+        torch.manual_seed(0)
+        module = make()
+        trainer(used, **options).fit(module)
+        weights.append({name: value.clone() for name, value in module.state_dict().items()})
+    plan = strategy.scheduler.plan
+    assert plan is not None
+    assert plan.planner.endswith("in halves") is any(plan.owners)
+    return plan.planner, alike(*weights)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "config", "planner"),
+    [
+        (modules.Regression, CLIPS, UNSAID, "per_tensor in halves"),
+        (Clips, {}, UNSAID, "per_tensor in halves"),
+        (modules.Regression, {}, UNSAID, "per_tensor"),
+        (modules.Regression, CLIPS, {**UNSAID, "scatter_gradients": False}, "per_tensor"),
+        (modules.Regression, CLIPS, {**UNSAID, "reduce_dtype": "fp32"}, "per_tensor"),
+    ],
+)
+def test_fits_go_in_halves_where_they_are_seen_to_clip(
+    make: Any, options: dict[str, Any], config: dict[str, Any], planner: str
+) -> None:
+    ranks = run_ranks(2, plan_of_fit, make, options, config)
+    assert ranks == [(planner, True), (planner, True)]
+
+
+def fabric_steps(rank: int, config: dict[str, Any]) -> bool:
     results = []
-    for strategy in (GradSchedFabricStrategy(**HALVES), "ddp"):
+    for strategy in (GradSchedFabricStrategy(**config), "ddp"):
         fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
         fabric.launch()
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
         bare = net
         net, optimizer = fabric.setup(net, torch.optim.Adam(net.parameters(), lr=0.1))
-        for step in range(4):
+        for step in range(6):
             optimizer.zero_grad()
             fabric.backward(net(torch.full((2, 4), 1.0 + rank + step)).square().mean())
             fabric.clip_gradients(net, optimizer, max_norm=0.1)
@@ -76,5 +130,6 @@ def fabric_steps(rank: int) -> bool:
     return all(torch.equal(p, q) for p, q in zip(*results, strict=True))
 
 
-def test_fabric() -> None:
-    assert run_ranks(2, fabric_steps) == [True, True]
+@pytest.mark.parametrize("config", [HALVES, UNSAID], ids=["True", "None"])
+def test_fabric(config: dict[str, Any]) -> None:
+    assert run_ranks(2, fabric_steps, config) == [True, True]
