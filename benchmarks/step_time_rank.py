@@ -26,9 +26,11 @@ from lightning_gradsched import GradientScheduler
 from zoo.net.edsr import EDSR
 
 LEAST_ROUNDS = 4  # however long a step takes
-# Where a rival's steps go on into one another, a turn is so many of them after one that is not
-# timed: it leaves under way what each of them finds under way.
+# Where a rival's steps go on into one another, a turn is so many of them after two that are not
+# timed: they leave under way what each of them finds under way. With a lag the first does not yet:
+# it has waited for nothing.
 STEPS_A_TURN = 3
+UNTIMED_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _turn(rival: Rival, n_steps: int) -> Callable[[], float]:
     """Returns the seconds of one step, the mean of ``n_steps``."""
 
     def turn() -> float:
-        if n_steps > 1:
+        for _ in range(UNTIMED_STEPS if n_steps > 1 else 0):
             rival.step()
         start_s = perf_counter()
         for _ in range(n_steps):

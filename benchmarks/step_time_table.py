@@ -94,7 +94,8 @@ def _forward(
     )
     # At the rate of the one all-reduce by which compute was set: a short message that a link lets
     # pass after a pause, or a connection that is young, has another, which is no whole step's.
-    least = bounds(profile, AlphaBeta(0.0, row["comm_s"] / row["nbytes"]))
+    wire = AlphaBeta(0.0, row["comm_s"] / row["nbytes"])
+    least = bounds(_computing_for(medians["alone"], profile), wire)
     ours = seconds["gradsched_forward"]
     return {
         "planner": plan.planner,
@@ -107,6 +108,15 @@ def _forward(
         "ratio_to_best_ddp": ratio(ours, seconds[best_ddp]),
         "ratio_to_gradsched": ratio(ours, seconds["gradsched"]),
     }
+
+
+def _computing_for(compute_s: float, profile: BackwardProfile) -> BackwardProfile:
+    """``profile``, measured among hooks and messages, of a step that takes ``compute_s`` alone."""
+    share = compute_s / (profile.forward_s + profile.backward_s)
+    params = tuple(
+        p._replace(ready_s=share * p.ready_s, needed_s=share * p.needed_s) for p in profile.params
+    )
+    return BackwardProfile(params, share * profile.forward_s, share * profile.backward_s)
 
 
 def forward_markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
