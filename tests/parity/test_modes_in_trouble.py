@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
+from tests import modes
 from tests.parity.nets import WIDTH
 from tests.ranks import run_ranks
 
-MODES: dict[str, dict[str, Any]] = {
-    "overlap_forward": {"overlap_forward": True},
-    "shard_optimizer": {"shard_optimizer": True},
-}
+# Of which the weights are those of no mode.
+MODES = {name: modes.MODES[name] for name in ("overlap_forward", "shard_optimizer")}
 N_STEPS = 8
 
 
@@ -67,10 +66,7 @@ class Job:
         self.scheduler = GradientScheduler(
             self.net, GradSchedConfig(**{"planner": "per_tensor", **mode, **config})
         )
-        if mode.get("overlap_forward"):
-            self.scheduler.overlap(self.optimizer)
-        if mode.get("shard_optimizer"):
-            self.scheduler.shard(self.optimizer)
+        modes.attach(self.scheduler, self.optimizer, mode)
 
     def batch(self, number: int) -> Tensor:
         return torch.randn(

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradsched import GradientScheduler
 from tests.soak import faults
 from tests.soak.nets import N_ROWS, WIDTH
 from tests.soak.reference import average, check_equal, check_same_bits, tolerance_of
@@ -52,13 +51,6 @@ def _with_lag(step: Any, *, hides: bool) -> Any:
 
 def drawn(seed: int) -> str:
     return random.Random(f"mode {seed}").choice(MODES)
-
-
-def attach(scheduler: GradientScheduler, optimizer: Any, settings: dict[str, Any]) -> None:
-    if settings.get("overlap_forward"):
-        scheduler.overlap(optimizer)
-    if settings.get("shard_optimizer"):
-        scheduler.shard(optimizer)
 
 
 class HeldBack:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.config import REDUCE_DTYPES
 from lightning_gradsched.errors import GradSchedError, ReductionError
+from tests.modes import attach
 from tests.soak import faults, modes
 from tests.soak.episodes import Episode, Step
 from tests.soak.modes import HeldBack
@@ -63,7 +64,7 @@ class Rank:
         self.held_back = HeldBack() if self.config.gradient_lag else None
         self.n_steps = 0
         self.scheduler = GradientScheduler(self.net, self.config)
-        modes.attach(self.scheduler, self.optimizer, self.settings)
+        attach(self.scheduler, self.optimizer, self.settings)
 
     def step(self, step: Step) -> None:
         self.n_steps += 1
@@ -192,7 +193,7 @@ class Rank:
         self.scheduler.detach()
         lagged = self.scheduler.lagged_state()
         self.scheduler = GradientScheduler(self.net, self.config)
-        modes.attach(self.scheduler, self.optimizer, self.settings)
+        attach(self.scheduler, self.optimizer, self.settings)
         if lagged is not None:
             self.scheduler.restore_lagged(lagged)
         self.twin.load_state_dict(self.net.state_dict())
