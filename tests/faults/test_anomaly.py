@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
+from tests.modes import MODES, attach
 from tests.ranks import errors_of_ranks, run_ranks
 from tests.strategy import modules
 from tests.strategy.test_fit import trainer
@@ -18,41 +19,54 @@ from tests.strategy.test_fit import trainer
 NAN, INF = float("nan"), float("inf")
 
 
-def backward_with(rank: int, values: tuple[float, float], in_anomaly_mode: bool) -> list[float]:
-    """Each rank's gradient of the second bias has its ``value`` at one place."""
+def backward_with(
+    rank: int, values: tuple[float, float], in_anomaly_mode: bool, mode: str = ""
+) -> list[float]:
+    """In the second step each rank's gradient of the first bias has its ``value`` at one place."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=6.0)
-    GradientScheduler(net, config)
+    optimizer = torch.optim.Adam(net.parameters())
+    settings = MODES[mode] if mode else {}
+    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=6.0, **settings)
+    scheduler = GradientScheduler(net, config)
+    attach(scheduler, optimizer, settings)
     for step in range(2):
         if step == 1:
-            net[1].bias.register_hook(lambda grad: grad + torch.tensor([0.0, values[rank]]))
-        net.zero_grad()
+            net[0].bias.register_hook(lambda grad: grad + torch.tensor([0.0, values[rank]]))
+        optimizer.zero_grad()
         with torch.autograd.detect_anomaly() if in_anomaly_mode else nullcontext():
             net(torch.ones(1, 2)).sum().backward()
-    return net[1].bias.grad.tolist()
+        if step == 0:
+            optimizer.step()
+    return net[0].bias.grad.tolist()
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize(
     ("values", "who"),
     [
-        ((0.0, NAN), "hold NaN; rank 1 sent NaN or inf in gradients of 1.bias"),
-        ((INF, -INF), "rank 0 sent NaN or inf in gradients of 1.bias; rank 1 sent NaN or inf in"),
+        ((0.0, NAN), "hold NaN; rank 1 sent NaN or inf in gradients of 0.bias"),
+        ((INF, -INF), "rank 0 sent NaN or inf in gradients of 0.bias; rank 1 sent NaN or inf in"),
     ],
 )
-def test_the_parameter_and_the_rank_are_named_on_all(values: tuple[float, float], who: str) -> None:
-    for message in errors_of_ranks(2, backward_with, values, True):
+@pytest.mark.parametrize("mode", ["", *MODES])
+def test_the_parameter_and_the_rank_are_named_on_all(
+    values: tuple[float, float], who: str, mode: str
+) -> None:
+    for message in errors_of_ranks(2, backward_with, values, True, mode):
         assert message.startswith(
-            "ReductionError: detect_anomaly: the reduced gradients of 1.bias hold NaN"
+            "ReductionError: detect_anomaly: the reduced gradients of 0.bias hold NaN"
         )
         assert who in message
 
 
 @pytest.mark.parametrize(("values", "anomaly"), [((0.0, INF), True), ((0.0, NAN), False)])
-def test_otherwise_they_reach_all_ranks_alike(values: tuple[float, float], anomaly: bool) -> None:
+@pytest.mark.parametrize("mode", ["", "overlap_forward", "scatter_gradients", "shard_optimizer"])
+def test_otherwise_they_reach_all_ranks_alike(
+    values: tuple[float, float], anomaly: bool, mode: str
+) -> None:
     """An inf is loss scaling's business, in anomaly mode too; a NaN without it the optimizer's."""
-    first, second = run_ranks(2, backward_with, values, anomaly)
+    first, second = run_ranks(2, backward_with, values, anomaly, mode)
     assert str(first) == str(second)
     assert str(first[1]) == str(values[1])
 
@@ -65,15 +79,25 @@ class NanOnOneRank(modules.Regression):
             self.encode.weight.register_hook(lambda grad: grad * NAN)
 
 
-def fit(rank: int) -> Any:
-    strategy = GradSchedStrategy(stall_timeout_s=20.0)
+def fit(rank: int, mode: str) -> Any:
+    strategy = GradSchedStrategy(stall_timeout_s=20.0, **MODES.get(mode, {}))
     return trainer(strategy, detect_anomaly=True).fit(NanOnOneRank())
+
+
+def check_fit(mode: str = "") -> None:
+    pl.seed_everything(0, verbose=False)
+    for message in errors_of_ranks(2, fit, mode):
+        assert message.startswith("ReductionError: detect_anomaly: the reduced gradients of")
+        assert "encode.weight" in message
+        assert "; rank 1 sent NaN or inf in gradients of encode.weight" in message
 
 
 @pytest.mark.slow
 def test_in_lightning() -> None:
-    pl.seed_everything(0, verbose=False)
-    for message in errors_of_ranks(2, fit):
-        assert message.startswith("ReductionError: detect_anomaly: the reduced gradients of")
-        assert "encode.weight" in message
-        assert "; rank 1 sent NaN or inf in gradients of encode.weight" in message
+    check_fit()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_in_lightning_in_each_mode(mode: str) -> None:
+    check_fit(mode)
