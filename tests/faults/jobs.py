@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing as mp
 import os
 import signal
@@ -17,15 +18,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
-from tests import measured
+from lightning_gradsched.runtime.scatter import ScatterTransport
+from tests import measured, modes
 from tests import ranks as _preloaded  # noqa: F401  what the fork server has imported
 
 ROOT = Path(__file__).parents[2]
 FAULTY_STEP = 3
 STAMP = "fault at "
+PAST = "past the faulty step"
+# What a rank has sent shall come, before it dies.
+ON_ITS_WAY_S = 1.0
 # The ranks that are not at fault have this long to end by themselves; then they are killed.
 LIMIT_S = 60.0
 
@@ -44,10 +49,6 @@ class Ended:
         return lines[-1] if lines else self.said
 
 
-def kill_itself(_grad: Tensor) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def stamp_fault() -> None:
     print(f"{STAMP}{time.time()}", file=sys.stderr, flush=True)
 
@@ -63,12 +64,28 @@ def record_end(said: Sequence[str], rank_at_fault: int) -> None:
     measured.record(message, time.time() - float(stamp.removeprefix(STAMP)), FAULTY_STEP)
 
 
-def go_wrong(fault: str, net: nn.Sequential) -> None:
+def go_wrong(fault: str, net: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
+    """At once, or ``_in_backward`` before its last gradient, ``_in_step``, ``_before_means``."""
+    kind, _, where = fault.partition("_")
+
+    def strike_late(*_: Any) -> None:
+        time.sleep(ON_ITS_WAY_S)
+        strike(kind)
+
+    if where == "in_backward":
+        net[0].weight.register_hook(strike_late)
+    elif where == "in_step":
+        optimizer.register_step_pre_hook(strike_late)
+    elif where == "before_means":
+        ScatterTransport.send_means = strike_late  # type: ignore[method-assign, assignment]
+    else:
+        strike(kind)
+
+
+def strike(fault: str) -> None:
     stamp_fault()
     if fault == "kill":
-        kill_itself(torch.empty(0))
-    elif fault == "kill_in_backward":
-        net[1].weight.register_hook(kill_itself)
+        os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault == "sleep":
@@ -82,8 +99,11 @@ def go_wrong(fault: str, net: nn.Sequential) -> None:
         raise ZeroDivisionError("no such luck")
 
 
-def train(fault: str, rank_at_fault: int, stall_timeout_s: float) -> None:
-    """One rank; its number, the ranks' count and the store's address are in the environment."""
+def train(fault: str, rank_at_fault: int, stall_timeout_s: float, mode: str = "") -> None:
+    """One rank; its number, the ranks' count and the store's address are in the environment.
+
+    ``mode``: one of ``tests.modes``, then each parameter travels by itself; empty for none.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
     is_at_fault = dist.get_rank() == rank_at_fault
@@ -92,22 +112,50 @@ def train(fault: str, rank_at_fault: int, stall_timeout_s: float) -> None:
         time.sleep(LIMIT_S)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    config = GradSchedConfig(planner="single", stall_timeout_s=stall_timeout_s)
+    optimizer = torch.optim.Adam(net.parameters())
+    settings = modes.MODES[mode] if mode else {}
+    config = GradSchedConfig(
+        planner="per_tensor" if mode else "single", stall_timeout_s=stall_timeout_s, **settings
+    )
     scheduler = GradientScheduler(net, config)
+    modes.attach(scheduler, optimizer, settings)
     for step in range(10_000):
         if is_at_fault and step == FAULTY_STEP:
-            go_wrong(fault, net)
-        net.zero_grad()
+            go_wrong(fault, net, optimizer)
+        optimizer.zero_grad()
         net(torch.ones(2, 4)).square().sum().backward()
+        optimizer.step()
         if step == FAULTY_STEP:
-            print("past the faulty step", file=sys.stderr, flush=True)
+            print(PAST, file=sys.stderr, flush=True)
         if fault == "link":
             time.sleep(0.05)
     scheduler.detach()
 
 
-def run_forked(n_ranks: int, folder: Path, *job: Any) -> list[Ended]:
-    """``train(*job)`` in forks of a warm process: quick to start, but without Python's own end."""
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A job that runs."""
+
+    processes: Sequence[Any]
+    logs: Sequence[Path]
+    rank_at_fault: int
+
+    def ended(self) -> list[Ended]:
+        """How each rank has ended, within ``LIMIT_S``; the one at fault is killed."""
+        for rank, process in enumerate(self.processes):
+            if rank != self.rank_at_fault:
+                process.join(LIMIT_S)
+        said = [log.read_text() for log in self.logs]
+        record_end(said, self.rank_at_fault)
+        for process in self.processes:
+            process.kill()
+            process.join()
+        codes = [process.exitcode or 0 for process in self.processes]
+        return [Ended(code, text) for code, text in zip(codes, said, strict=True)]
+
+
+def start_forked(n_ranks: int, folder: Path, *job: Any) -> Forked:
+    """``train(*job)`` in forks of a warm process: quick to start."""
     port = free_port()
     logs = [folder / f"rank{rank}.log" for rank in range(n_ranks)]
     context = mp.get_context("forkserver")
@@ -117,22 +165,22 @@ def run_forked(n_ranks: int, folder: Path, *job: Any) -> list[Ended]:
         processes.append(context.Process(target=_forked, args=args, daemon=True))
         processes[-1].start()
     _, rank_at_fault, *_ = job
-    for rank, process in enumerate(processes):
-        if rank != rank_at_fault:
-            process.join(LIMIT_S)
-    record_end([log.read_text() for log in logs], rank_at_fault)
-    for process in processes:
-        process.kill()
-        process.join()
-    codes = [process.exitcode or 0 for process in processes]
-    return [Ended(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+    return Forked(processes, logs, rank_at_fault)
+
+
+def run_forked(n_ranks: int, folder: Path, *job: Any) -> list[Ended]:
+    return start_forked(n_ranks, folder, *job).ended()
 
 
 def _forked(env: dict[str, str], log: str, job: tuple[Any, ...]) -> None:
     os.environ.update(env)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 2)
-    train(*job)
+    try:
+        train(*job)
+    except Exception:
+        atexit._run_exitfuncs()  # as at the end of a program, but not of a fork
+        raise
 
 
 def launch(
@@ -169,4 +217,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    train(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import measured
-from tests.faults.jobs import FAULTY_STEP, LIMIT_S, Ended, free_port, launch, record_end
+from tests.faults.jobs import FAULTY_STEP, LIMIT_S, PAST, Ended, free_port, launch, record_end
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +98,7 @@ def test_a_rank_whose_link_goes_down_is_named(
         for rank, name in enumerate(hosts)
     ]
     try:
-        wait_until_all_have_said("past the faulty step", logs, programs)
+        wait_until_all_have_said(PAST, logs, programs)
         ip("link", "set", hosts[2].replace("n2", "v2"), "down")
         down_s = time.monotonic()
         codes = [program.wait(LIMIT_S) for program in programs]
