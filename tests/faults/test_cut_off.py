@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig, GradSchedStrategy
 from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
+from tests.modes import MODES, attach
 from tests.parity.reference import average_gradients
 from tests.ranks import errors_of_ranks, run_ranks
 from tests.strategy import modules
 from tests.strategy.test_fit import trainer
+
+# Gradients are those of no mode, whoever looks at them first.
+LEFT_OPEN = ["", "overlap_forward", "scatter_gradients"]
 
 
 class Net(nn.Module):
@@ -87,14 +91,19 @@ def test_all_ranks_cut_off_alike_go_on(trouble: tuple[str, str], accumulates: bo
         assert result == (True, [trouble[rank]])
 
 
-def collectives_after(rank: int, which: str) -> bool:
+def engine(net: nn.Module, mode: str = "", **config: Any) -> GradientScheduler:
+    config = {"planner": "per_tensor", **config, **MODES.get(mode, {})}
+    return GradientScheduler(net, GradSchedConfig(**config))
+
+
+def collectives_after(rank: int, which: str, mode: str) -> bool:
     """Ranks are cut off at unlike groups; then comes a collective of the engine's own."""
     torch.manual_seed(0)
     net = Net()
     if which == "buffers":
         net.register_buffer("offset", torch.zeros(1))
     plain = deepcopy(net)
-    scheduler = GradientScheduler(net, GradSchedConfig(planner="per_tensor", stall_timeout_s=20.0))
+    scheduler = engine(net, mode, stall_timeout_s=20.0)
     for step in range(3):
         net.zero_grad()
         net.trouble = f"backward {rank}" if step == 1 else ""
@@ -110,16 +119,19 @@ def collectives_after(rank: int, which: str) -> bool:
     return all(torch.equal(a.grad, b.grad) for a, b in pairs)
 
 
+@pytest.mark.parametrize("mode", LEFT_OPEN)
 @pytest.mark.parametrize("which", ["buffers", "report"])
-def test_no_collective_overtakes_what_a_backward_that_raised_has_left(which: str) -> None:
-    assert run_ranks(2, collectives_after, which) == [True, True]
+def test_no_collective_overtakes_what_a_backward_that_raised_has_left(
+    which: str, mode: str
+) -> None:
+    assert run_ranks(2, collectives_after, which, mode) == [True, True]
 
 
-def one_cut_off(rank: int) -> list[bool]:
+def one_cut_off(rank: int, mode: str) -> list[bool]:
     """Rank 1 catches an error of its backward and goes on; which parameters hold NaN then."""
     torch.manual_seed(0)
     net = Net()
-    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    engine(net, mode)
     nans = []
     for step in range(3):
         net.zero_grad()
@@ -132,21 +144,21 @@ def one_cut_off(rank: int) -> list[bool]:
     return nans
 
 
-def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest() -> None:
-    whole, cut_off = run_ranks(2, one_cut_off)
+@pytest.mark.parametrize("mode", LEFT_OPEN)
+def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest(mode: str) -> None:
+    whole, cut_off = run_ranks(2, one_cut_off, mode)
     assert whole == [False, True, False]
     assert cut_off == [False, False]
 
 
-def made_anew_after(rank: int) -> bool:
+def made_anew_after(rank: int, mode: str) -> bool:
     """The engine is detached with groups under way, unlike ones by rank, and made anew."""
     torch.manual_seed(0)
     net = Net()
     plain = deepcopy(net)
-    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=20.0)
     right = True
     for step in range(4):
-        scheduler = GradientScheduler(net, config)
+        scheduler = engine(net, mode, stall_timeout_s=20.0)
         x = torch.full((2, 4), 0.1 * (rank + 1 + step))
         for trouble in ("", f"backward {rank}"):
             net.zero_grad()
@@ -162,8 +174,9 @@ def made_anew_after(rank: int) -> bool:
     return right
 
 
-def test_an_engine_may_be_made_anew_after_an_exception() -> None:
-    assert run_ranks(2, made_anew_after) == [True, True]
+@pytest.mark.parametrize("mode", LEFT_OPEN)
+def test_an_engine_may_be_made_anew_after_an_exception(mode: str) -> None:
+    assert run_ranks(2, made_anew_after, mode) == [True, True]
 
 
 def cut_off_with_no_group_full(rank: int) -> list[str]:
@@ -212,12 +225,12 @@ def test_what_one_rank_left_out_counts_as_a_step_on_all() -> None:
     assert first == second
 
 
-def interrupted_in_the_wait(rank: int) -> tuple[bool, bool]:
+def interrupted_in_the_wait(rank: int, mode: str) -> tuple[bool, bool]:
     """Rank 1 comes late; rank 0 gets Ctrl-C while it waits, and so does rank 1 in forward."""
     torch.manual_seed(0)
     net = Net()
     plain = deepcopy(net)
-    GradientScheduler(net, GradSchedConfig(planner="per_tensor"))
+    engine(net, mode)
     caught = False
     # What a shell runs in the background begins with Ctrl-C ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -243,10 +256,61 @@ def interrupted_in_the_wait(rank: int) -> tuple[bool, bool]:
     return caught, all(torch.equal(a.grad, b.grad) for a, b in pairs)
 
 
-def test_ctrl_c_ends_the_wait_for_a_late_rank() -> None:
-    first, second = run_ranks(2, interrupted_in_the_wait)
+@pytest.mark.parametrize("mode", LEFT_OPEN)
+def test_ctrl_c_ends_the_wait_for_a_late_rank(mode: str) -> None:
+    first, second = run_ranks(2, interrupted_in_the_wait, mode)
     assert first == (True, True), "and the next step is right: nothing of the old one is in flight"
     assert second == (False, True)
+
+
+def interrupted_in_the_forward(rank: int, mode: str) -> tuple[bool, bool]:
+    """Rank 1 is late with what the next forward waits for; rank 0 gets Ctrl-C there."""
+    torch.manual_seed(0)
+    net = Net()
+    plain = deepcopy(net)
+    batches = [torch.full((2, 4), 0.1 * (rank + 1 + step)) for step in range(4)]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = engine(net, mode)
+    attach(scheduler, optimizer, MODES[mode])
+    be_late: dict[str, Any] = {
+        "overlap_forward": net.layers[0].weight.register_hook,
+        "shard_optimizer": optimizer.register_step_pre_hook,
+    }
+    caught = False
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for step, x in enumerate(batches):
+        if (step, rank) == (1, 1):
+            late = be_late[mode](lambda *_: time.sleep(2.0))
+        if (step, rank) == (2, 0):
+            assert scheduler.n_open > 0
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                net(x)
+            except KeyboardInterrupt:
+                caught = True
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        optimizer.step()
+        if (step, rank) == (1, 1):
+            late.remove()
+    scheduler.detach()
+    train_plainly(plain, batches)
+    pairs = zip(net.parameters(), plain.parameters(), strict=True)
+    return caught, all(torch.equal(a, b) for a, b in pairs)
+
+
+def train_plainly(net: nn.Module, batches: list[Tensor]) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for x in batches:
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        average_gradients(net)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("mode", ["overlap_forward", "shard_optimizer"])
+def test_ctrl_c_ends_the_wait_in_the_next_forward_which_may_then_be_run_again(mode: str) -> None:
+    assert run_ranks(2, interrupted_in_the_forward, mode) == [(True, True), (False, True)]
 
 
 class OneRankRaises(modules.Regression):
@@ -255,12 +319,14 @@ class OneRankRaises(modules.Regression):
             raise ZeroDivisionError("no such luck")
 
 
-def fit(rank: int) -> None:
-    trainer(GradSchedStrategy(stall_timeout_s=10.0)).fit(OneRankRaises())
+def fit(rank: int, mode: str) -> None:
+    strategy = GradSchedStrategy(stall_timeout_s=10.0, **MODES.get(mode, {}))
+    trainer(strategy).fit(OneRankRaises())
 
 
-def test_in_lightning_the_error_of_one_rank_is_told_to_the_others() -> None:
-    first, second = errors_of_ranks(2, fit)
+@pytest.mark.parametrize("mode", ["", *MODES])
+def test_in_lightning_the_error_of_one_rank_is_told_to_the_others(mode: str) -> None:
+    first, second = errors_of_ranks(2, fit, mode)
     assert second == "ZeroDivisionError: no such luck"
     assert first.startswith("ReductionError: rank 0 waited")
     assert "Rank 1 has ended: its engine was detached after ZeroDivisionError: no such" in first

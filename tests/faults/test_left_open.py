@@ -55,7 +55,8 @@ def survivors(fault: str, folder: Path) -> dict[str, list[Ended]]:
     [
         "kill",
         "sleep",
-        *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("stop", "raise")),
+        pytest.param("stop", marks=pytest.mark.slow),
+        pytest.param("raise", marks=pytest.mark.slow),
     ],
 )
 def test_the_others_say_what_they_waited_for_and_for_whom(fault: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import ConsensusError
 from tests import measured
+from tests.modes import MODES
 from tests.parity.reference import average_gradients
 from tests.ranks import run_ranks
 
@@ -79,6 +80,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "negotiated": {"planner": "per_tensor", "schedule": "negotiated"},
     "in bfloat16": {"planner": "single", "reduce_dtype": "bf16"},
     "by a hook": {"planner": "single", "hook": True},
+    "left to the next forward": {"planner": "per_tensor", **MODES["overlap_forward"]},
+    "in halves": {"planner": "per_tensor", **MODES["scatter_gradients"]},
 }
 
 
