@@ -13,11 +13,7 @@ within a round.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -38,7 +34,6 @@ from benchmarks.rounds import ratio, time_in_turn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.runtime.graph import COMPILED
 
-ROOT = Path(__file__).parents[1]
 WIDTH, BLOCKS, BATCH, LENGTH = 256, 6, 8, 64
 DDP_CAPS_MIB = (1, 2, 5, 10)
 OURS, WHOLE, ALONE, DDP_DEFAULT = "gradsched", "gradsched, not cut", "no reduction", "DDP default"
@@ -245,39 +240,10 @@ def as_markdown(cells: list[dict[str, Any]]) -> str:
 
 
 def run_cell(net: str, rate_bit_per_s: float, n_rounds: int) -> dict[str, Any]:
-    with (
-        links.ShapedLinks(2, rate_bit_per_s) as hosts,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        result = Path(folder, "times.json")
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": hosts.address(0),
-            "MASTER_PORT": "29500",
-            "GLOO_SOCKET_IFNAME": "eth0",
-            "TORCH_CPP_LOG_LEVEL": "ERROR",  # it warns that hosts have no names
-            "ROUNDS": str(n_rounds),
-            "NET": net,
-            "RESULT": str(result),
-        }
-        command = [sys.executable, "-m", "benchmarks.compiled"]
-        ranks = [
-            subprocess.Popen(
-                [*hosts.command(rank), *command],
-                cwd=ROOT,
-                env=environment | {"RANK": str(rank)},
-            )
-            for rank in range(2)
-        ]
-        try:
-            codes = [process.wait(TIMEOUT_S) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        if any(codes):
-            raise SystemExit(f"the ranks ended with {codes}")
-        return {"net": net, "rate_bit_per_s": rate_bit_per_s, **json.loads(result.read_text())}
+    with links.ShapedLinks(2, rate_bit_per_s) as hosts:
+        variables = [{"ROUNDS": str(n_rounds), "NET": net}] * 2
+        result = links.result_of_ranks(hosts, ["benchmarks.compiled"], TIMEOUT_S, variables)
+    return {"net": net, "rate_bit_per_s": rate_bit_per_s, **result}
 
 
 def measure_as_rank() -> None:
@@ -310,7 +276,7 @@ def measure_as_rank() -> None:
         "planner": {n: way.scheduler.plan.planner for n, way in ways.items() if way.scheduler},
     }
     if dist.get_rank() == 0:
-        write_json(Path(os.environ["RESULT"]), result)
+        write_json(links.result_path(), result)
     dist.destroy_process_group()
 
 

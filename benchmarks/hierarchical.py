@@ -10,11 +10,7 @@ as `srun --distribution=cyclic` does. Both ways are timed in turn, in the same p
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +31,6 @@ from lightning_gradsched.runtime.collectives import AllReduce, Collectives
 from lightning_gradsched.runtime.hierarchical import HierarchicalAllReduce
 from lightning_gradsched.runtime.reduction import Reduction
 
-ROOT = Path(__file__).parents[1]
 KIB, MIB = 2**10, 2**20
 SIZES_NBYTES = (KIB, 64 * KIB, MIB, 4 * MIB, 16 * MIB)
 # As a backward does it: the next group leaves before the last one has come.
@@ -122,45 +117,18 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _run(cell: Cell, n_rounds: int) -> dict[str, Any]:
-    n_nodes = len(set(cell.node_of_rank))
-    with (
-        links.ShapedLinks(n_nodes, cell.rate_bit_per_s) as hosts,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        result = Path(folder, "times.json")
-        ranks = [
-            subprocess.Popen(
-                [*hosts.command(node), sys.executable, "-m", "benchmarks.hierarchical"],
-                cwd=ROOT,
-                env=_environment(cell, rank, hosts.address(cell.node_of_rank[0]))
-                | {"ROUNDS": str(n_rounds), "RESULT": str(result)},
-            )
-            for rank, node in enumerate(cell.node_of_rank)
-        ]
-        try:
-            codes = [process.wait(CELL_TIMEOUT_S) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        if any(codes):
-            raise SystemExit(f"the ranks of {cell.name} ended with {codes}")
-        return {"cell": asdict(cell), **json.loads(result.read_text())}
-
-
-def _environment(cell: Cell, rank: int, master: str) -> dict[str, str]:
-    node = cell.node_of_rank[rank]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(len(cell.node_of_rank)),
-        "GROUP_RANK": str(node),
-        "LOCAL_WORLD_SIZE": str(cell.node_of_rank.count(node)),
-        "MASTER_ADDR": master,
-        "MASTER_PORT": "29500",
-        "GLOO_SOCKET_IFNAME": "eth0",
-        # It warns that hosts have no names.
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
+    variables = [
+        {
+            "ROUNDS": str(n_rounds),
+            "GROUP_RANK": str(node),
+            "LOCAL_WORLD_SIZE": str(cell.node_of_rank.count(node)),
+        }
+        for node in cell.node_of_rank
+    ]
+    with links.ShapedLinks(len(set(cell.node_of_rank)), cell.rate_bit_per_s) as hosts:
+        module = ["benchmarks.hierarchical"]
+        result = links.result_of_ranks(hosts, module, CELL_TIMEOUT_S, variables, cell.node_of_rank)
+    return {"cell": asdict(cell), **result}
 
 
 def measure_as_rank() -> None:
@@ -178,7 +146,7 @@ def measure_as_rank() -> None:
     for what, groups in _messages().items():
         times[what], cpu[what] = _in_turn(ways, groups, collectives)
     if collectives.rank == 0:
-        write_json(Path(os.environ["RESULT"]), {"times": times, "cpu": cpu, "chosen": chosen})
+        write_json(links.result_path(), {"times": times, "cpu": cpu, "chosen": chosen})
     hierarchical.close()
     collectives.close()
     dist.destroy_process_group()

@@ -7,13 +7,21 @@ namespaces (``unshare --map-root-user``), in which everybody is root over their 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+ROOT = Path(__file__).parents[1]
 SUBNET = "10.79.0"
+RESULT = "GRADSCHED_BENCH_RESULT"
 INSIDE = "GRADSCHED_BENCH_NAMESPACE"  # set where this process was started again by `become_root`
 
 
@@ -161,6 +169,89 @@ class ShapedLinks:
         _run(*on_host, "ip", "link", "set", "dev", device, "gso_max_size", str(segment))
         tbf = f"tbf rate {int(self._rate)}bit burst {burst} limit {limit}"
         _run(*on_host, "tc", "qdisc", "replace", "dev", device, "root", *tbf.split())
+
+
+def run_ranks(
+    hosts: ShapedLinks,
+    module: Sequence[str],
+    timeout_s: float,
+    variables: Sequence[Mapping[str, str]],
+    host_of_rank: Sequence[int] | None = None,
+) -> None:
+    """``python -m module...`` as each rank of a job; ``variables``: of its environment, by rank.
+
+    ``host_of_rank``: where None, each rank is on a host of its own.
+
+    Raises:
+        SystemExit: a rank has failed, or not ended in time; the others are ended.
+    """
+    placed = range(len(variables)) if host_of_rank is None else host_of_rank
+    ranks = [
+        subprocess.Popen(
+            [*hosts.command(host), sys.executable, "-m", *module],
+            cwd=ROOT,
+            env=_environment(rank, len(placed), hosts.address(placed[0])) | variables[rank],
+        )
+        for rank, host in enumerate(placed)
+    ]
+    codes = wait_for_ranks(ranks, timeout_s)
+    if any(code != 0 for code in codes):
+        raise SystemExit(
+            f"{' '.join(module)}: the ranks ended with {codes}; None: not within {timeout_s:g} s,"
+            " or before another had failed"
+        )
+
+
+def result_of_ranks(
+    hosts: ShapedLinks,
+    module: Sequence[str],
+    timeout_s: float,
+    variables: Sequence[Mapping[str, str]],
+    host_of_rank: Sequence[int] | None = None,
+) -> Any:
+    """The JSON that rank 0 has written to ``result_path()``; as ``run_ranks``."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "result.json")
+        variables = [{**of_rank, RESULT: str(result)} for of_rank in variables]
+        run_ranks(hosts, module, timeout_s, variables, host_of_rank)
+        return json.loads(result.read_text())
+
+
+def result_path() -> Path:
+    """On rank 0: where ``result_of_ranks`` expects a JSON."""
+    return Path(os.environ[RESULT])
+
+
+def wait_for_ranks(ranks: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> list[int | None]:
+    """Their exit codes when all have ended, one has failed or it took too long: None of others.
+
+    Those are killed.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            codes = [process.poll() for process in ranks]
+            if None not in codes or any(codes) or time.monotonic() > deadline:
+                return codes
+            time.sleep(0.2)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+
+def _environment(rank: int, n_ranks: int, master: str) -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": master,
+        # A namespace of its own: every port is free.
+        "MASTER_PORT": "29500",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        # It warns that hosts have no names.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
 
 
 def _use_cubic(on_host: list[str]) -> None:

@@ -10,11 +10,7 @@ an emulated net at communication ÷ compute of 1, each of which clips by the nor
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
@@ -24,7 +20,6 @@ from benchmarks import links
 from benchmarks.environment import describe_environment, write_json
 from benchmarks.rounds import ratio
 
-ROOT = Path(__file__).parents[1]
 N_RANKS = 2
 TIMEOUT_S = 1500
 WHOLE, HALVES, WAITS, DDP = "all-reduce", "halves", "waits for all", "DDP"
@@ -99,45 +94,8 @@ def steps_markdown(rows: Mapping[str, Any]) -> str:
 
 
 def _run(hosts: links.ShapedLinks, what: str, n_rounds: int) -> Any:
-    """What rank 0 of ``benchmarks.scatter_rank`` has written."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "result.json")
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.scatter_rank",
-            what,
-            str(n_rounds),
-            str(result),
-        ]
-        ranks = [
-            subprocess.Popen(
-                [*hosts.command(rank), *command], cwd=ROOT, env=_environment(rank, hosts.address(0))
-            )
-            for rank in range(N_RANKS)
-        ]
-        try:
-            codes = [process.wait(TIMEOUT_S) for process in ranks]
-        finally:
-            for process in ranks:
-                process.kill()
-        if any(codes):
-            raise SystemExit(f"the ranks of {what!r} ended with {codes}")
-        return json.loads(result.read_text())
-
-
-def _environment(rank: int, master: str) -> dict[str, str]:
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(N_RANKS),
-        "MASTER_ADDR": master,
-        # A namespace of its own: every port is free.
-        "MASTER_PORT": "29500",
-        "GLOO_SOCKET_IFNAME": "eth0",
-        # It warns that hosts have no names.
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
+    module = ["benchmarks.scatter_rank", what, str(n_rounds)]
+    return links.result_of_ranks(hosts, module, TIMEOUT_S, [{}] * N_RANKS)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -36,7 +35,7 @@ STEPS_A_TURN = 3
 
 
 def main() -> None:
-    what, n_rounds, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    what, n_rounds = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     if links.privileges() == "root":
         # Ranks share this machine's cores: the default scheduler lets them wait up to 7 ms.
@@ -44,7 +43,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     result = collectives(n_rounds) if what == "collectives" else steps(what, n_rounds)
     if dist.get_rank() == 0:
-        write_json(path, result)
+        write_json(links.result_path(), result)
     dist.destroy_process_group()
 
 

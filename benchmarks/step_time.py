@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,6 @@ from benchmarks.step_time_rank import REAL_NETS, Cell
 from benchmarks.step_time_table import as_markdown, forward_markdown, modes_markdown, summarise
 from benchmarks.tables import TABLES
 
-ROOT = Path(__file__).parents[1]
 FULL_RATIOS = (0.25, 0.5, 1.0, 2.0)
 SHORT_RATIOS = (1.0,)
 SHORT_RIVALS = ("alone", "gradsched", "ddp_default", "ddp_5MiB", "ddp_10MiB", "ddp_one_bucket")
@@ -160,51 +157,12 @@ def _rate_of_ratio(cell: Cell, hosts: links.ShapedLinks) -> float:
 
 
 def _ranks(cell: Cell, hosts: links.ShapedLinks) -> dict[str, Any]:
-    """Run every rank of a cell; if one fails, end the others and say why."""
+    """Run every rank of a cell."""
     Path(cell.folder).mkdir(parents=True, exist_ok=True)
-    module = [sys.executable, "-m", "benchmarks.step_time_rank"]
-    ranks = [
-        subprocess.Popen(
-            [*hosts.command(rank), *module, cell.to_json()],
-            cwd=ROOT,
-            env=_environment(rank, cell.n_ranks, hosts.address(0)),
-        )
-        for rank in range(cell.n_ranks)
-    ]
-    try:
-        _wait(ranks)
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+    module = ["benchmarks.step_time_rank", cell.to_json()]
+    links.run_ranks(hosts, module, CELL_TIMEOUT_S, [{}] * cell.n_ranks)
     result: dict[str, Any] = json.loads(Path(cell.folder, "ranks.json").read_text())
     return result
-
-
-def _environment(rank: int, n_ranks: int, master: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(n_ranks),
-        "MASTER_ADDR": master,
-        # A namespace of its own: every port is free.
-        "MASTER_PORT": "29500",
-        "GLOO_SOCKET_IFNAME": "eth0",
-        # It warns that hosts have no names.
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + CELL_TIMEOUT_S
-    while any(process.poll() is None for process in ranks):
-        failed = {rank: p.returncode for rank, p in enumerate(ranks) if p.returncode}
-        if failed or time.monotonic() > deadline:
-            raise SystemExit(f"ranks failed {failed} (rank: exit code), or took {CELL_TIMEOUT_S} s")
-        time.sleep(0.2)
-    if any(process.returncode for process in ranks):
-        raise SystemExit(f"ranks ended with {[p.returncode for p in ranks]}")
 
 
 if __name__ == "__main__":

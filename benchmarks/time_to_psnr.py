@@ -17,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -135,16 +134,11 @@ def _train(hosts: links.ShapedLinks, n_ranks: int, overrides: Sequence[str]) -> 
             )
             for rank in range(n_ranks)
         ]
-        try:
-            _wait(ranks)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
-            log.seek(0)
-            said = log.read()
+        codes = links.wait_for_ranks(ranks, TIMEOUT_S)
+        log.seek(0)
+        said = log.read()
     reached = REACHED.search(said)
-    if reached is None or any(process.returncode for process in ranks):
+    if reached is None or any(code != 0 for code in codes):
         raise SystemExit(f"expected every rank to reach the target, got:\n{said[-4000:]}")
     return Reached(int(reached[1]), float(reached[2]))
 
@@ -155,14 +149,6 @@ def _torchrun(rank: int, n_ranks: int, master: str) -> list[str]:
         *("--nproc-per-node=1", f"--node-rank={rank}"),
         *(f"--master-addr={master}", f"--master-port={PORT}", "-m", "zoo.train"),
     ]
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while any(process.poll() is None for process in ranks):
-        if any(process.returncode for process in ranks) or time.monotonic() > deadline:
-            return
-        time.sleep(0.2)
 
 
 def summarise(runs: dict[str, list[Reached]]) -> dict[str, Any]:
