@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -18,6 +18,7 @@ from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.graph import accumulate_node
+from lightning_gradsched.runtime.lazy import OpenGradient, make_lazy
 from lightning_gradsched.runtime.signals import Signal
 
 # Loops over thousands of small parameters are part of every step: these run in C.
@@ -278,6 +279,10 @@ class Bucket(Tally):
         if self.result is not None:
             self._take(self.result)
             self.result = None
+
+    def open_views(self, completes: Callable[[], None]) -> None:
+        """While it is under way: have ``completes`` called first when one looks at a gradient."""
+        make_lazy(self.views, OpenGradient, completes)
 
     def point_to_views(self, but: Container[int]) -> None:
         """Make ``.grad`` of each member, ``but`` for these by their places, its view."""

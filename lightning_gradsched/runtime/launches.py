@@ -56,7 +56,9 @@ class Launches:
         self._sequence: Sequence[Bucket] = ()  # of launches: each once for each of its pieces
         self._wait_order: Sequence[Bucket] = ()
         self._left_open: Sequence[Bucket] = ()
-        self._gathers: Sequence[ScatteredBucket] = ()  # in the order of their second halves
+        # What travels in halves, in the order of launches and in that of the second halves.
+        self._sums: Sequence[ScatteredBucket] = ()
+        self._gathers: Sequence[ScatteredBucket] = ()
         self._teller: Bucket | None = None  # carries the signals
         # The part of the sequence that is under way, until it has been waited for.
         self._launched: list[Bucket] = []
@@ -71,18 +73,24 @@ class Launches:
         self, plan: GroupPlan, schedule: ReductionSchedule, slots: Mapping[str, Slot]
     ) -> None:
         """Lay out the buckets of ``plan``, which move ``slots`` (by name) into them."""
-        buckets = [
-            self._bucket(number, [slots[name] for name in names], plan, schedule)
-            for number, names in enumerate(plan.groups)
-        ]
+        halves: dict[int, ScatteredBucket] = {}
+        buckets: list[Bucket] = []
+        for number, names in enumerate(plan.groups):
+            members = [slots[name] for name in names]
+            if self.scatter is not None and number in schedule.gathers:
+                halves[number] = self.scatter.lay_out(number, members, plan.owners_of(number))
+                buckets.append(halves[number])
+            else:
+                n_signals = N_SIGNALS if self.say and number == schedule.teller else 0
+                buckets.append(self._lay_out(number, members, n_signals, plan.n_pieces(number)))
         self.order = [buckets[group] for group in schedule.order]
         self._teller = buckets[schedule.teller] if buckets else None
         self._turns = {bucket: turn for turn, bucket in enumerate(self.order)}
         self._sequence = list(_sequence([buckets[group] for group in schedule.launches]))
         self._wait_order = [buckets[group] for group in schedule.waits]
         self._left_open = [buckets[group] for group in schedule.left_open]
-        scattered = (buckets[group] for group in schedule.gathers)
-        self._gathers = [bucket for bucket in scattered if isinstance(bucket, ScatteredBucket)]
+        self._sums = [halves[group] for group in schedule.order if group in halves]
+        self._gathers = [halves[group] for group in schedule.gathers if group in halves]
         if self._negotiation is not None:
             self._negotiation.expect(len(buckets))
 
@@ -91,7 +99,7 @@ class Launches:
         if self.open_groups is not None:
             self.open_groups.flush()
         self.order, self._sequence, self._turns, self._teller = (), (), {}, None
-        self._wait_order, self._left_open, self._gathers = (), (), ()
+        self._wait_order, self._left_open, self._sums, self._gathers = (), (), (), ()
 
     def negotiate(self, negotiation: Negotiation) -> None:
         """Launch what all ranks have, from the next backward on, and no more in a fixed order."""
@@ -168,8 +176,8 @@ class Launches:
         """See [Note: halves]."""
         if self.scatter is None or not self._gathers:
             return
-        for bucket in self.order:
-            if isinstance(bucket, ScatteredBucket) and bucket.stage is Stage.SUMS:
+        for bucket in self._sums:
+            if bucket.stage is Stage.SUMS:
                 self._wait(bucket)
                 bucket.sum_parts()
         for bucket, work in self.scatter.send_means(self._gathers):
@@ -241,19 +249,6 @@ class Launches:
                 bucket.flat.mul_(factor)
         if self.nan_watch is not None:
             self.nan_watch.look_after(buckets)
-
-    def _bucket(
-        self, number: int, slots: Sequence[Slot], plan: GroupPlan, schedule: ReductionSchedule
-    ) -> Bucket:
-        """Of group ``number``."""
-        if self.scatter is not None and number in schedule.gathers:
-            return self.scatter.lay_out(number, slots, plan.owners_of(number))
-        return self._lay_out(
-            number,
-            slots,
-            n_signals=N_SIGNALS if self.say and number == schedule.teller else 0,
-            n_pieces=plan.n_pieces(number),
-        )
 
     def _lay_out(
         self, number: int, slots: Sequence[Slot], n_signals: int = 0, n_pieces: int = 1

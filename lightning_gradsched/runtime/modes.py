@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +20,7 @@ from lightning_gradsched.runtime.launches import Launches
 from lightning_gradsched.runtime.norm_watch import NormWatch
 from lightning_gradsched.runtime.open_groups import OpenGroups
 from lightning_gradsched.runtime.scatter import ScatterTransport
+from lightning_gradsched.runtime.scattered_gradient import open_views
 from lightning_gradsched.runtime.sharding import ShardedOptimizer
 from lightning_gradsched.runtime.step_in_part import StepInPart
 
@@ -62,7 +64,9 @@ class Modes:
             _check_on_cpu(module, collectives)
         if launches.open_groups is not None and (config.scatter_gradients or norms is not None):
             launches.open_groups.inquiry = inquiry = Inquiry(collectives)
-            launches.scatter = ScatterTransport(collectives, launches.transport, inquiry.exchange)
+            launches.scatter = ScatterTransport(
+                collectives, launches.transport, inquiry.exchange, partial(open_views, inquiry)
+            )
             launches.transport = launches.scatter
         if config.shard_optimizer:
             self._weights = GatheredWeights(module, collectives)

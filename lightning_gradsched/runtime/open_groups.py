@@ -20,16 +20,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradsched.runtime.bucket import Bucket, SparseBucket
+from lightning_gradsched.runtime.bucket import Bucket
 from lightning_gradsched.runtime.collectives import Work
 from lightning_gradsched.runtime.compiler_watch import CompilerWatch
 from lightning_gradsched.runtime.inquiry import Inquiry
-from lightning_gradsched.runtime.lazy import DueParameter, OpenGradient, complete, make_lazy, settle
+from lightning_gradsched.runtime.lazy import DueParameter, complete, make_lazy, settle
 from lightning_gradsched.runtime.module_hook import hook_owners
 from lightning_gradsched.runtime.norm_watch import NormWatch
 from lightning_gradsched.runtime.recorder import Recorder
-from lightning_gradsched.runtime.scatter import ScatteredBucket
-from lightning_gradsched.runtime.scattered_gradient import do_deferred, open_views
 from lightning_gradsched.runtime.undisturbed import undisturbed
 
 
@@ -79,9 +77,9 @@ class OpenGroups:
 
     def takes(self, bucket: Bucket) -> bool:
         """Whether it can be left open on this rank: who looks must find each of its gradients."""
-        return not (
-            isinstance(bucket, SparseBucket) or bucket.lacks_members or self._compiles.has_begun
-        ) and all(type(slot.param) is nn.Parameter for slot in bucket.slots)
+        return not (bucket.lacks_members or self._compiles.has_begun) and all(
+            type(slot.param) is nn.Parameter and not slot.is_sparse for slot in bucket.slots
+        )
 
     def leave(self, bucket: Bucket, recorder: Recorder | None) -> None:
         """``bucket`` has been launched, and its backward is about to end."""
@@ -89,10 +87,7 @@ class OpenGroups:
         if recorder is not None:
             recorder.left_open()
             self._recorder = recorder
-        if isinstance(bucket, ScatteredBucket) and self.inquiry is not None:
-            open_views(bucket, self._complete, self.inquiry)
-        else:
-            make_lazy(bucket.views, OpenGradient, partial(self._complete, bucket))
+        bucket.open_views(partial(self._complete, bucket))
 
     def holds(self, bucket: object) -> bool:
         return bucket in self._open
@@ -186,8 +181,6 @@ class OpenGroups:
         self._settle(group)
         with undisturbed(bucket.flat.device):
             bucket.receive()
-            if isinstance(bucket, ScatteredBucket):
-                do_deferred(bucket)
             for update in group.due:
                 _make(update, bucket)
 

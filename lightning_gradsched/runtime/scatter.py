@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,19 @@ from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.bucket import Bucket, Slot
 from lightning_gradsched.runtime.collectives import Collectives, Work
 from lightning_gradsched.runtime.transport import Transport, Works
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """``apply`` on the gradients at ``places``. ``inv_scale``: where it unscales, by what."""
+
+    places: tuple[int, ...]
+    apply: Callable[[list[Tensor]], object]
+    inv_scale: float | None = None
+
+
+# Has the gradients of a bucket answer what they can and else call the function first.
+Opens = Callable[["ScatteredBucket", Callable[[], None]], None]
 
 
 class Stage(Enum):
@@ -41,6 +53,7 @@ class ScatteredBucket(Bucket):
     """
 
     owners: Sequence[int]  # of each slot, in order
+    opens: Opens
     rank: int
     ranks: Sequence[int]  # all, as numbered in the whole job
     stage: Stage = Stage.MEANS
@@ -49,7 +62,8 @@ class ScatteredBucket(Bucket):
     # This rank's part as each rank has sent it; in the second half, as it is sent to each.
     parts: Tensor = field(init=False)
     own: Tensor = field(init=False)  # this rank's part of ``flat``
-    deferred: list[Any] = field(init=False, default_factory=list)
+    # What is put off until the means have come; see runtime/scattered_gradient.py.
+    deferred: list[Deferred] = field(init=False, default_factory=list)
 
     def lay_out(self) -> None:
         Bucket.lay_out(self)
@@ -84,11 +98,22 @@ class ScatteredBucket(Bucket):
             self.own.add_(part)
         self.stage = Stage.SUMMED
 
+    def open_views(self, completes: Callable[[], None]) -> None:
+        self.opens(self, completes)
+
+    @torch.no_grad()
+    def receive(self) -> None:
+        """As of any bucket; what was put off is done to the means."""
+        Bucket.receive(self)
+        for deferred in self.deferred:
+            deferred.apply([self.views[place] for place in deferred.places])
+        self.deferred.clear()
+
 
 class ScatterTransport:
     """Sends the first halves of scattered groups, and all others by ``others``.
 
-    ``before_means``: called when all sums of a backward have come.
+    ``before_means``: called when all sums of a backward have come. ``opens``: of its buckets.
     """
 
     counts_apart = False
@@ -98,10 +123,12 @@ class ScatterTransport:
         collectives: Collectives,
         others: Transport,
         before_means: Callable[[Sequence[ScatteredBucket]], None],
+        opens: Opens,
     ) -> None:
         self._collectives = collectives
         self._others = others
         self._before_means = before_means
+        self._opens = opens
 
     def lay_out(self, number: int, slots: Sequence[Slot], owners: Sequence[int]) -> ScatteredBucket:
         """The bucket of a group; ``owners``: of each of ``slots``."""
@@ -110,6 +137,7 @@ class ScatterTransport:
             number=number,
             slots=[slot for slot, _ in pairs],
             owners=[owner for _, owner in pairs],
+            opens=self._opens,
             rank=self._collectives.rank,
             ranks=self._collectives.ranks,
         )

@@ -23,29 +23,20 @@ from lightning_gradsched.runtime.lazy import (
     looks_of_a_tensor,
     make_lazy,
 )
-from lightning_gradsched.runtime.scatter import ScatteredBucket
-
-
-@dataclass(frozen=True, slots=True)
-class Deferred:
-    """``apply`` on the gradients at ``places``. ``inv_scale``: where it unscales, by what."""
-
-    places: tuple[int, ...]
-    apply: Callable[[list[Tensor]], object]
-    inv_scale: float | None = None
+from lightning_gradsched.runtime.scatter import Deferred, ScatteredBucket
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Completes the gradient at ``place`` of ``bucket``, and all of its group."""
 
-    completes: Callable[[ScatteredBucket], None]
+    completes: Callable[[], None]
     bucket: ScatteredBucket
     place: int
     inquiry: Inquiry
 
     def __call__(self) -> None:
-        self.completes(self.bucket)
+        self.completes()
 
     @property
     def is_due(self) -> bool:
@@ -74,20 +65,10 @@ class ScatteredGradient(OpenGradient):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def open_views(
-    bucket: ScatteredBucket, completes: Callable[[ScatteredBucket], None], inquiry: Inquiry
-) -> None:
+def open_views(inquiry: Inquiry, bucket: ScatteredBucket, completes: Callable[[], None]) -> None:
     """Have whoever looks at a gradient of ``bucket`` wait for it, but for what it can answer."""
     for place, view in enumerate(bucket.views):
         make_lazy([view], ScatteredGradient, _Place(completes, bucket, place, inquiry))
-
-
-@torch.no_grad()
-def do_deferred(bucket: ScatteredBucket) -> None:
-    """Its means have come: do to them what was put off."""
-    for deferred in bucket.deferred:
-        deferred.apply([bucket.views[place] for place in deferred.places])
-    bucket.deferred.clear()
 
 
 def _norm(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
