@@ -9,14 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 
 from lightning_gradsched import GradSchedStrategy
-from lightning_gradsched.fabric import GradSchedFabricStrategy
 from tests.ranks import run_ranks
 from tests.strategy import modules
+from tests.strategy.fabric_steps import alike, steps_as_with_ddp
 from tests.strategy.test_fit import CASES, PARTIAL, trainer
 
 OVERLAP = {"planner": "per_tensor", "overlap_forward": True, "scatter_gradients": False}
@@ -136,39 +135,10 @@ def all_fits(rank: int) -> list[str]:
     return wrong
 
 
-def alike(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(alike, a, b))
-    return bool(a == b)
-
-
 @pytest.mark.slow
 def test_fits_end_as_with_ddp_in_weights_states_and_what_callbacks_see() -> None:
     assert run_ranks(2, all_fits, timeout_s=240) == [[], []]
 
 
-def fabric_steps(rank: int) -> bool:
-    results = []
-    for strategy in (GradSchedFabricStrategy(**OVERLAP), "ddp"):
-        fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
-        fabric.launch()
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-        bare = net
-        net, optimizer = fabric.setup(net, torch.optim.Adam(net.parameters(), lr=0.1))
-        for step in range(3):
-            optimizer.zero_grad()
-            fabric.backward(net(torch.full((2, 4), 1.0 + rank + step)).square().mean())
-            optimizer.step()
-        if strategy != "ddp":
-            assert fabric.strategy.scheduler(net).n_open == 3
-        results.append([p.detach().clone() for p in bare.parameters()])
-    return all(torch.equal(p, q) for p, q in zip(*results, strict=True))
-
-
 def test_fabric() -> None:
-    assert run_ranks(2, fabric_steps) == [True, True]
+    assert run_ranks(2, steps_as_with_ddp, OVERLAP) == [(True, 3)] * 2

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from lightning_gradsched import GradSchedStrategy
-from lightning_gradsched.fabric import GradSchedFabricStrategy
 from tests.ranks import run_ranks
 from tests.strategy import modules
+from tests.strategy.fabric_steps import alike, steps_as_with_ddp
 from tests.strategy.test_fit import trainer
-from tests.strategy.test_overlap_forward import FITS, OVERLAP, alike, fit
+from tests.strategy.test_overlap_forward import FITS, OVERLAP, fit
 
 HALVES = {**OVERLAP, "scatter_gradients": True}
 CLIPS = {"gradient_clip_val": 0.05}
@@ -110,26 +109,6 @@ def test_fits_go_in_halves_where_they_are_seen_to_clip(
     assert ranks == [(planner, True), (planner, True)]
 
 
-def fabric_steps(rank: int, config: dict[str, Any]) -> bool:
-    results = []
-    for strategy in (GradSchedFabricStrategy(**config), "ddp"):
-        fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
-        fabric.launch()
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-        bare = net
-        net, optimizer = fabric.setup(net, torch.optim.Adam(net.parameters(), lr=0.1))
-        for step in range(6):
-            optimizer.zero_grad()
-            fabric.backward(net(torch.full((2, 4), 1.0 + rank + step)).square().mean())
-            fabric.clip_gradients(net, optimizer, max_norm=0.1)
-            optimizer.step()
-        if strategy != "ddp":
-            assert fabric.strategy.scheduler(net).n_open == 3
-        results.append([p.detach().clone() for p in bare.parameters()])
-    return all(torch.equal(p, q) for p, q in zip(*results, strict=True))
-
-
 @pytest.mark.parametrize("config", [HALVES, UNSAID], ids=["True", "None"])
 def test_fabric(config: dict[str, Any]) -> None:
-    assert run_ranks(2, fabric_steps, config) == [True, True]
+    assert run_ranks(2, steps_as_with_ddp, config, 0.1) == [(True, 3)] * 2

@@ -9,15 +9,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_gradsched import GradSchedStrategy
-from lightning_gradsched.fabric import GradSchedFabricStrategy
 from tests.ranks import errors_of_ranks, run_ranks
+from tests.strategy.fabric_steps import alike, steps_as_with_ddp
 from tests.strategy.test_fit import CASES, PARTIAL, trainer
-from tests.strategy.test_overlap_forward import Scheduled, Watcher, alike
+from tests.strategy.test_overlap_forward import Scheduled, Watcher
 
 SHARDED = {"planner": "ddp", "shard_optimizer": True}
 FITS: dict[str, tuple[Any, dict[str, Any], list[Any]]] = {
@@ -108,25 +107,7 @@ def test_a_rank_that_saves_alone_has_no_whole_state() -> None:
         assert "shard_optimizer: the optimizer's state is spread over the ranks" in message
 
 
-def fabric_steps(rank: int, folder: str) -> bool:
-    results = []
-    for strategy in (GradSchedFabricStrategy(**SHARDED), "ddp"):
-        fabric = Fabric(accelerator="cpu", devices=2, strategy=strategy)
-        fabric.launch()
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-        bare = net
-        net, optimizer = fabric.setup(net, torch.optim.Adam(net.parameters(), lr=0.1))
-        for step in range(3):
-            optimizer.zero_grad()
-            fabric.backward(net(torch.full((2, 4), 1.0 + rank + step)).square().mean())
-            optimizer.step()
-        path = Path(folder, f"{strategy == 'ddp'}.ckpt")
-        fabric.save(path, {"optimizer": optimizer})
-        saved = fabric.load(path)["optimizer"]
-        results.append([[p.detach().clone() for p in bare.parameters()], saved])
-    return alike(*results)
-
-
 def test_fabric(tmp_path: Path) -> None:
-    assert run_ranks(2, fabric_steps, str(tmp_path)) == [True, True]
+    for is_alike, n_open in run_ranks(2, steps_as_with_ddp, SHARDED, None, str(tmp_path)):
+        assert is_alike
+        assert n_open > 0
