@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from tests.parity.nets import NETS, WIDTH
 from tests.parity.reference import average_gradients
-from tests.parity.test_overlap_forward import LARC, Weights, check_alike, make
+from tests.parity.training import LARC, Weights, check_alike, make
 from tests.ranks import run_ranks
 
 N_STEPS = 5
