@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -194,10 +195,11 @@ def _rows(
     backward_end_s = _backward_end_s(timeline)
     rows: list[GroupRow] = []
     for group, needed in zip(groups, fastest, strict=True):
-        course = _course(queued[group.label], sent[group.label].start_s, own[group.label])
+        course = _course(queued[group.label], sent[group.label], own[group.label])
+        exposed_s = _exposed_s(own[group.label], timeline)
         reason = reason_of(
             course,
-            _exposed_s(own[group.label], timeline),
+            exposed_s,
             needed,
             backward_end_s=backward_end_s,
             is_latency_bound=cost is not None and is_latency_bound(group.nbytes, cost),
@@ -209,8 +211,8 @@ def _rows(
                 *group,
                 ready_s=course.ready_s,
                 launch_s=sent[group.label].start_s,
-                finish_s=own[group.label].end_s,
-                exposed_s=_exposed_s(own[group.label], timeline),
+                finish_s=sent[group.label].end_s,
+                exposed_s=exposed_s,
                 reason=reason,
                 waited_s=max(0.0, course.transfer_s - needed.seconds),
                 waited_for=needed.rank if reason == STRAGGLER else None,
@@ -221,21 +223,22 @@ def _rows(
     return tuple(rows)
 
 
-def _course(queue: Span, launch_s: float, transfer: Span) -> Course:
+def _course(queue: Span, sent: Span, own: Sequence[Span]) -> Course:
+    others_s = sum(after.start_s - before.end_s for before, after in pairwise(own))
     return Course(
         ready_s=queue.start_s,
         order_s=queue.end_s - queue.start_s,
-        fill_s=launch_s - queue.end_s,
-        link_s=transfer.start_s - launch_s,
-        transfer_s=transfer.end_s - transfer.start_s,
+        fill_s=sent.start_s - queue.end_s,
+        link_s=own[0].start_s - sent.start_s + others_s,
+        transfer_s=sum(piece.end_s - piece.start_s for piece in own),
     )
 
 
 def _expected(predicted: Timeline) -> dict[str, tuple[float, float]]:
     """Finish and exposed seconds of each group."""
     return {
-        label: (transfer.end_s, _exposed_s(transfer, predicted))
-        for label, transfer in predicted.own_transfers().items()
+        label: (pieces[-1].end_s, _exposed_s(pieces, predicted))
+        for label, pieces in predicted.own_transfers().items()
     }
 
 
@@ -255,13 +258,16 @@ def _backward_end_s(timeline: Timeline) -> float:
     return max(s.end_s for s in timeline.spans if s.label == BACKWARD)
 
 
-def _exposed_s(transfer: Span, timeline: Timeline) -> float:
-    """Its part after backward, but for what a next forward hides that belongs to the step."""
+def _exposed_s(pieces: Iterable[Span], timeline: Timeline) -> float:
+    """What is after backward, but for what a next forward hides that belongs to the step."""
     end_s = _backward_end_s(timeline)
-    begin_s = max(transfer.start_s, end_s)
+    forward = [s for s in timeline.spans if s.label == BETWEEN and s.start_s >= end_s]
+    return sum(_exposed_piece_s(piece, end_s, forward) for piece in pieces)
+
+
+def _exposed_piece_s(piece: Span, from_s: float, forward: Iterable[Span]) -> float:
+    begin_s = max(piece.start_s, from_s)
     hidden_s = sum(
-        max(0.0, min(span.end_s, transfer.end_s) - max(span.start_s, begin_s))
-        for span in timeline.spans
-        if span.label == BETWEEN and span.start_s >= end_s
+        max(0.0, min(span.end_s, piece.end_s) - max(span.start_s, begin_s)) for span in forward
     )
-    return max(0.0, transfer.end_s - begin_s - hidden_s)
+    return max(0.0, piece.end_s - begin_s - hidden_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 COMPUTE = "compute"
@@ -59,24 +60,36 @@ class Timeline:
         sent = (span for span in self.spans if span.track == COMMUNICATION)
         return {span.label: span.end_s - span.start_s for span in sent}
 
-    def own_transfers(self) -> dict[str, Span]:
-        """The communication of each group, from when the link was free for it.
+    def own_transfers(self) -> dict[str, tuple[Span, ...]]:
+        """The communication of each group while the link was its own: one piece or more.
 
-        Transfers take turns in the order of their launches: of those under way at once, each begins
-        when the one before has ended.
+        Of transfers under way at once, the link is that one's which ends first. So they take turns
+        in the order of their launches, but for groups that travel in pieces, to let others pass.
 
         >>> spans = Span("communication", "0", 1, 4), Span("communication", "1", 2, 5)
-        >>> [(span.start_s, span.end_s) for span in Timeline(spans).own_transfers().values()]
-        [(1, 4), (4, 5)]
+        >>> Timeline(spans).own_transfers()["1"]
+        (Span(track='communication', label='1', start_s=4, end_s=5),)
+        >>> spans = Span("communication", "0", 1, 5), Span("communication", "1", 2, 4)
+        >>> [(piece.start_s, piece.end_s) for piece in Timeline(spans).own_transfers()["0"]]
+        [(1, 2), (4, 5)]
         """
-        own: dict[str, Span] = {}
-        link_free_s = float("-inf")
-        sent = (span for span in self.spans if span.track == COMMUNICATION)
-        for span in sorted(sent, key=lambda s: s.start_s):
-            begin_s = min(max(span.start_s, link_free_s), span.end_s)
-            own[span.label] = span._replace(start_s=begin_s)
-            link_free_s = max(link_free_s, span.end_s)
-        return own
+        sent = sorted((s for s in self.spans if s.track == COMMUNICATION), key=lambda s: s.start_s)
+        own: dict[str, list[Span]] = {span.label: [] for span in sent}
+        under_way: list[tuple[float, int]] = []  # a heap of ends, and of places in `sent`
+        starts_s = [*(span.start_s for span in sent), float("inf")]
+        now_s = float("-inf")
+        for number, span in enumerate(sent):
+            heappush(under_way, (span.end_s, number))
+            now_s = max(now_s, span.start_s)
+            while under_way and now_s < starts_s[number + 1]:
+                end_s, first = under_way[0]
+                until_s = min(end_s, starts_s[number + 1])
+                _go_on(own[sent[first].label], sent[first], now_s, until_s)
+                now_s = max(now_s, until_s)
+                if end_s <= now_s:
+                    heappop(under_way)
+        # Who had no time of its own has come at its end.
+        return {s.label: tuple(own[s.label]) or (s._replace(start_s=s.end_s),) for s in sent}
 
     def _intervals(self, track: str) -> list[Interval]:
         return [(span.start_s, span.end_s) for span in self.spans if span.track == track]
@@ -99,6 +112,14 @@ class Timeline:
                     for span in spans
                 )
         return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _go_on(pieces: list[Span], span: Span, from_s: float, to_s: float) -> None:
+    """Add a piece of ``span``, to the last one where it follows that at once."""
+    if pieces and pieces[-1].end_s == from_s:
+        pieces[-1] = pieces[-1]._replace(end_s=to_s)
+    elif from_s < to_s:
+        pieces.append(span._replace(start_s=from_s, end_s=to_s))
 
 
 def _length(intervals: Iterable[Interval]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from lightning_gradsched.core.report import BACKWARD, BETWEEN
@@ -117,15 +118,16 @@ def _panel(
     own = step.own_transfers()
     waits = [s for s in step.spans if s.track == QUEUE]
     waits += [
-        Span(QUEUE, s.label, s.start_s, own[s.label].start_s)
+        Span(QUEUE, s.label, s.start_s, own[s.label][0].start_s)
         for s in step.spans
-        if s.track == COMMUNICATION and own[s.label].start_s > s.start_s
+        if s.track == COMMUNICATION and own[s.label][0].start_s > s.start_s
     ]
     rows = [_row("compute", [_compute_boxes(step, start_s, with_ms)])]
     long_waits = [s for s in waits if s.end_s - s.start_s > SHORTEST_WAIT * (end_s - start_s)]
     if long_waits:
         rows.append(_row("waiting", [map(_waiting_box, lane) for lane in lanes(long_waits)]))
-    boxes = [box for span in own.values() for box in _transfer_boxes(span, exposed)]
+    pieces = chain.from_iterable(own.values())
+    boxes = [box for piece in pieces for box in _transfer_boxes(piece, exposed)]
     rows.append(_row("communication", [boxes]))
     exposed_ms = step.exposed_s() * 1e3
     return Panel(f"{title}: {exposed_ms:.1f} ms exposed", tuple(rows), tuple(exposed))
@@ -145,7 +147,8 @@ def exposed_intervals(step: Timeline) -> list[Interval]:
     [(3, 5)]
     """
     compute = [(s.start_s, s.end_s) for s in step.spans if s.track == COMPUTE]
-    own = [(span.start_s, span.end_s) for span in step.own_transfers().values()]
+    pieces = chain.from_iterable(step.own_transfers().values())
+    own = [(piece.start_s, piece.end_s) for piece in pieces]
     return [piece for whole in own for piece in _without(whole, compute)]
 
 
@@ -183,7 +186,7 @@ def _waiting_box(span: Span) -> Box:
 
 
 def _transfer_boxes(span: Span, exposed: Sequence[Interval]) -> list[Box]:
-    """The hidden and the exposed pieces of one transfer."""
+    """What is hidden and what is exposed of a piece of a transfer."""
     whole = span.start_s, span.end_s
     hidden = _without(whole, exposed)
     tip = _tip(f"group {span.label}", span)

@@ -77,7 +77,8 @@ def test_the_second_step_is_the_first_a_step_later(mode: str) -> None:
     firsts = [label for label in sent if not label.endswith("'")]
     assert len(sent) == 2 * len(firsts) == 2 * len(step.own_transfers())
     for label in firsts:
-        assert sent[f"{label}'"].end_s == pytest.approx(sent[label].end_s + period_s)
+        ends_s = [piece.end_s for piece in sent[label]]
+        assert [p.end_s - period_s for p in sent[f"{label}'"]] == pytest.approx(ends_s)
     computed = sorted((s for s in both.spans if s.track == COMPUTE), key=lambda s: s.start_s)
     for one, next_one in pairwise(computed):
         assert next_one.start_s >= one.end_s - 1e-12, "nothing is computed twice"
@@ -101,8 +102,9 @@ def test_reductions_of_a_step_go_on_in_the_next_forward(mode: str) -> None:
     (forward,) = (span for span in both.spans if span.label == "forward k+1")
     own = both.own_transfers()
     assert any(
-        forward.start_s < span.end_s and span.start_s < forward.end_s
-        for label, span in own.items()
+        forward.start_s < piece.end_s and piece.start_s < forward.end_s
+        for label, pieces in own.items()
+        for piece in pieces
         if not label.endswith("'")
     )
 

@@ -30,7 +30,19 @@ def test_busy_time_is_the_union_and_exposed_time_what_compute_does_not_cover() -
 def test_a_transfer_lasts_from_its_launch_and_is_its_own_from_when_the_link_is_free() -> None:
     assert STEP.transfers_s() == {"0": 4.0, "1": 6.0, "2": 1.0}
     own = STEP.own_transfers()
-    assert [(own[g].start_s, own[g].end_s) for g in "012"] == [(3, 7), (7, 12), (13, 14)]
+    assert [[p[2:] for p in own[g]] for g in "012"] == [[(3, 7)], [(7, 12)], [(13, 14)]]
+
+
+def test_a_transfer_in_pieces_lets_others_pass() -> None:
+    spans = [("big", 0, 9), ("urgent", 1, 3), ("next", 2, 5), ("with it", 4, 5), ("alone", 11, 12)]
+    own = Timeline(tuple(Span(COMMUNICATION, *span) for span in spans)).own_transfers()
+    assert {label: [piece[2:] for piece in pieces] for label, pieces in own.items()} == {
+        "big": [(0, 1), (5, 9)],
+        "urgent": [(1, 3)],
+        "next": [(3, 5)],
+        "with it": [(5, 5)],
+        "alone": [(11, 12)],
+    }
 
 
 def test_chrome_trace_spreads_overlapping_spans_over_rows() -> None:
