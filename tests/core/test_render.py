@@ -1,4 +1,4 @@
-"""A trace as a table, a PNG and an HTML page."""
+"""A trace as a file, a table, a picture and a PNG; the HTML page has tests of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +15,11 @@ import pytest
 
 from lightning_gradsched.commands import report as command
 from lightning_gradsched.core.cost import AlphaBeta
-from lightning_gradsched.core.reasons import REASONS, Fastest
+from lightning_gradsched.core.reasons import Fastest
 from lightning_gradsched.core.report import GroupInfo, OverlapReport, TriedPlan
 from lightning_gradsched.core.timeline import COMMUNICATION, COMPUTE, Span, Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.render import png_notes
-from lightning_gradsched.render.html import ADVICE, html_page
 from lightning_gradsched.render.layout import exposed_intervals, picture_of
 from lightning_gradsched.render.png import write_png
 from lightning_gradsched.render.svg import ticks
@@ -209,99 +207,6 @@ def test_ticks_are_round_and_few(start: float, end: float, first: float, last: f
     found = ticks(start, end)
     assert (found[0], found[-1]) == (first, last)
     assert 5 <= len(found) <= 13
-
-
-class Page(HTMLParser):
-    """The text of each table's cells, and all tags with their attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self._open: list[str] | None = None
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self._rows = self.tables.setdefault(str(dict(attrs)["id"]), [])
-        elif tag == "tr":
-            self._rows.append([])
-        elif tag == "td":
-            self._rows[-1].append("")
-            self._open = self._rows[-1]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "td":
-            self._open = None
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-        if self._open is not None:
-            self._open[-1] += data
-
-
-def test_the_page_has_each_group_with_all_names_escaped() -> None:
-    page = Page(html_page(trace(fastest=TOGETHER), title="<run>"))
-    _, first, second = page.tables["groups"]
-    assert second == ["1", "stem.weight", "0.5", "9.00", "9.00", "14.00", "3.00", "last group"]
-    assert first[0] == "0"
-    for name in GROUPS[0].names:
-        assert name in first[1]
-    assert "+2 more" in first[1]
-    assert not [tag for tag, _ in page.tags if tag in ("b&amp", "run")]
-    assert "<run>" in page.texts
-    assert "R0 R1 W0 W1" in page.texts
-
-
-def test_the_page_says_what_may_help_costliest_first() -> None:
-    rows = Page(html_page(trace(fastest=TOGETHER), title="run")).tables["reasons"][1:]
-    assert [row[:3] for row in rows] == [
-        ["last group", "1", "3.00"],
-        ["ready too late to hide", "1", "1.00"],
-    ]
-    assert rows[0][3:] == [*ADVICE["last group"]]
-
-
-def test_the_page_has_the_numbers_and_what_was_predicted() -> None:
-    texts = Page(html_page(trace(BETTER), title="run")).texts
-    assert {"4.0 ms", "6.0 ms", "33%", "predicted 0.3 ms", "predicted 1.3 ms"} <= {*texts}
-    assert any(text.endswith(" ms without optimizer and data") for text in texts)
-    assert "communication, exposed" in texts
-    assert any(text.startswith("group 1: 3.00 ms, from 11.00 to 14.00") for text in texts)
-
-
-def test_the_page_has_stragglers_predictions_and_tried_plans() -> None:
-    page = Page(html_page(full_trace(), title="run"))
-    _, first, second = page.tables["groups"]
-    assert first[5:] == ["11.00", "2.00", "1.00", "0.00", "latency-bound"]
-    assert second[5:] == ["14.00", "10.31", "3.00", "0.31", "straggler: waited 2.0 ms for rank 5"]
-    assert [row[0] for row in page.tables["reasons"][1:]] == ["straggler", "latency-bound"]
-    assert page.tables["tried"][1:] == [
-        ["ddp", "2", "4.20", "21.00", ""],
-        ["<i>mine", "3", "3.10", "19.00", "kept"],
-    ]
-    assert "i" not in [tag for tag, attrs in page.tags if not attrs]
-
-
-def test_the_page_of_untried_plans_has_no_table_of_them() -> None:
-    assert "tried" not in Page(html_page(trace(BETTER), title="run")).tables
-
-
-def test_the_page_loads_nothing() -> None:
-    text = html_page(full_trace(), title="run")
-    assert not {tag for tag, _ in Page(text).tags} & {"script", "link", "img", "iframe"}
-    assert "http" not in text
-    assert "url(" not in text
-
-
-def test_advice_covers_the_reasons_of_the_report_and_its_guide() -> None:
-    assert {*ADVICE} == {*REASONS}
-    guide = (Path(__file__).parents[2] / "docs" / "reading-the-report.md").read_text()
-    for reason, (_, help_text) in ADVICE.items():
-        line = next(line for line in guide.splitlines() if line.startswith(f"| {reason} |"))
-        assert help_text.replace("'", "") in line.replace('"', "").replace("`", "").replace("'", "")
 
 
 @pytest.mark.parametrize("n_groups", [1, 60])
