@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from torch import nn
 
 from zoo.claim import regularization
 from zoo.claim.claim import Advance, Check, Claim, Measured, Rows, at_least
+from zoo.claim.photographs import photograph_patches
 from zoo.claim.regularization import Problem, mean_psnr, measure_all, terms
 from zoo.data.patches import PatchesDataModule
-from zoo.metric.sample_errors import psnr
+from zoo.metric.sample_errors import clamped_psnr
 from zoo.net.espcn import ESPCN
 from zoo.net.mlp import MLP
 from zoo.physics.bicubic import BicubicDownsampling, upsample
 from zoo.physics.dense import Dense
 
-_PATH = Path(__file__).resolve().parents[2] / "data" / "photographs.h5"
 _SIDE_PX, _SCALE, _N_TRAIN, _NOISE = 12, 2, 30, 0.01
 _COLUMNS = {"fully connected": {"net": "dense"}, "convolutional": {"net": "convolutional"}}
 # Of Adam. A convolution has few weights, which take long to be found.
@@ -57,14 +56,12 @@ def _problem(net: str, n_steps: int) -> Problem:
 
 def _data(operator: nn.Module, seed: int) -> PatchesDataModule:
     options = {"n_train": _N_TRAIN, "batch_size": None, "noise": _NOISE, "seed": seed}
-    data = PatchesDataModule(operator, str(_PATH), **options)
-    data.prepare_data()
-    return data
+    return photograph_patches(operator, **options)
 
 
 def _bicubic(problem: Problem) -> float:
     test = problem.data(0).samples("test")
-    return float(psnr(upsample(test.data, _SCALE).clamp(0, 1), test.truth).mean())
+    return clamped_psnr(upsample(test.data, _SCALE), test.truth)
 
 
 def checks(measured: Measured) -> list[Check]:

@@ -19,7 +19,7 @@ from zoo.loss.jacobian import Jacobian
 from zoo.loss.orthogonality import Orthogonality
 from zoo.loss.spectral_product import SpectralProduct
 from zoo.loss.weight_decay import WeightDecay
-from zoo.metric.sample_errors import psnr
+from zoo.metric.sample_errors import clamped_psnr
 from zoo.physics.operator import Operator
 
 _TIMED_STEPS = 15
@@ -141,7 +141,7 @@ def _stacked(samples: list[Samples]) -> tuple[Tensor, Tensor]:
 
 def _psnr(ensemble: Ensemble, truth: Tensor, data: Tensor) -> list[float]:
     estimates = ensemble.estimate(data)
-    return [float(psnr(e.clamp(0, 1), t).mean()) for e, t in zip(estimates, truth, strict=True)]
+    return [clamped_psnr(e, t) for e, t in zip(estimates, truth, strict=True)]
 
 
 def costs(problem: Problem, names: Sequence[str]) -> dict[str, float]:

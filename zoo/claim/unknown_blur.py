@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import lightning as L
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from zoo.claim.claim import (
     Advance,
@@ -20,8 +19,8 @@ from zoo.claim.claim import (
     mean_and_spread,
     sizes_of,
 )
-from zoo.data.patches import PatchesDataModule
-from zoo.metric.sample_errors import psnr
+from zoo.claim.photographs import photograph_patches
+from zoo.metric.sample_errors import clamped_psnr
 from zoo.model.unknown_operator import UnknownOperator
 from zoo.net.multiscale_unet import MultiscaleUNet
 from zoo.net.residual_unet import ResidualUNet
@@ -30,7 +29,6 @@ from zoo.runtime import quiet_trainer
 from zoo.scheduler.cosine import CosineDecay
 from zoo.solver.wiener import Wiener
 
-_PATH = Path(__file__).resolve().parents[2] / "data" / "photographs.h5"
 _NAMES = {"multiscale": "multiscale U-net", "plain": "plain U-net"}
 _N_WIENER = 2000
 # More pairs are worth more steps; chosen on validation patches of another seed.
@@ -56,14 +54,8 @@ def _net(name: str) -> nn.Module:
     return MultiscaleUNet(3, 5, dims=2, channels=8, learned=True)
 
 
-def _data(n_train: int, seed: int) -> PatchesDataModule:
-    data = PatchesDataModule(Blur(), str(_PATH), n_train=n_train, seed=seed)
-    data.prepare_data()
-    return data
-
-
 def _trained(name: str, n_train: int, seed: int) -> dict[str, float | int | str]:
-    data, n_steps = _data(n_train, seed), _N_STEPS[n_train]
+    data, n_steps = photograph_patches(Blur(), n_train=n_train, seed=seed), _N_STEPS[n_train]
     L.seed_everything(seed, verbose=False)
     model = UnknownOperator(
         _net(name), partial(torch.optim.Adam, lr=0.003), partial(CosineDecay, n_steps=n_steps)
@@ -72,22 +64,18 @@ def _trained(name: str, n_train: int, seed: int) -> dict[str, float | int | str]
     test = data.samples("test")
     with torch.no_grad():
         estimate = model.eval()(test.data)
-    score = _psnr(estimate, test.truth)
+    score = clamped_psnr(estimate, test.truth)
     return {"net": name, "n_train": n_train, "seed": seed, "psnr": score}
 
 
 def _references() -> dict[str, float]:
-    data = _data(_N_WIENER, 0)
+    data = photograph_patches(Blur(), n_train=_N_WIENER, seed=0)
     test = data.samples("test")
     wiener = Wiener(data.operator, data.samples("train").truth, data.noise)
     return {
-        "wiener": _psnr(wiener(test.data), test.truth),
-        "measurement": _psnr(test.data, test.truth),
+        "wiener": clamped_psnr(wiener(test.data), test.truth),
+        "measurement": clamped_psnr(test.data, test.truth),
     }
-
-
-def _psnr(estimate: Tensor, truth: Tensor) -> float:
-    return float(psnr(estimate.clamp(0, 1), truth).mean())
 
 
 def _scores(measured: Measured, net: str, n_train: int) -> list[float]:

@@ -43,3 +43,8 @@ class SampleErrors(Metric):
     def compute(self) -> Tensor:
         """[n_samples, n_columns]; a sample that no rank has seen is NaN."""
         return self.total / self.count
+
+
+def clamped_psnr(estimate: Tensor, truth: Tensor) -> float:
+    """In dB, the mean over samples [n, ...] of pictures whose values go from 0 to 1."""
+    return float(psnr(estimate.clamp(0, 1), truth).mean())
