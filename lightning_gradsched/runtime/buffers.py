@@ -24,6 +24,7 @@ class BufferSync:
 
     ``reduces``: whether a backward of what runs now will be reduced. ``settle``: ends what a
     backward that raised has left under way, which ranks may have left at different groups.
+    ``own``: what sends them, and goes with this; ``collectives`` where None.
     """
 
     def __init__(
@@ -32,9 +33,12 @@ class BufferSync:
         collectives: Collectives,
         reduces: Callable[[], bool],
         settle: Callable[[], None],
+        *,
+        own: Collectives | None = None,
     ) -> None:
         self._module = module
-        self._collectives = collectives
+        self._own = own
+        self._collectives = own or collectives
         self._reduces = reduces
         self._settle = settle
         self._is_due = True
@@ -51,6 +55,8 @@ class BufferSync:
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
+        if self._own is not None:
+            self._own.close()
 
     @contextmanager
     def forward(self) -> Iterator[None]:

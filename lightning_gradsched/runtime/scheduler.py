@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,16 +15,14 @@ from torch.optim import Optimizer
 import lightning_gradsched
 from lightning_gradsched.config import REDUCE_DTYPES, GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
-from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile
-from lightning_gradsched.core.report import OverlapReport, TriedPlan
 from lightning_gradsched.core.schedule import ReductionSchedule
-from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import GradSchedError
 from lightning_gradsched.runtime import consensus
 from lightning_gradsched.runtime.anomaly import NanWatch
 from lightning_gradsched.runtime.buffers import BufferSync
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.comm_hook import CommHook, HookTransport, check_registration
+from lightning_gradsched.runtime.inspection import Inspection
 from lightning_gradsched.runtime.join import Batch, Join, check_joinable
 from lightning_gradsched.runtime.launch_rule import LaunchRule
 from lightning_gradsched.runtime.modes import Modes, launches_of
@@ -38,10 +35,8 @@ from lightning_gradsched.runtime.step_end import StepEnd
 from lightning_gradsched.runtime.trainable import Trainable
 from lightning_gradsched.runtime.transport import CastTransport
 
-Result = TypeVar("Result")
 
-
-class GradientScheduler:
+class GradientScheduler(Inspection):
     """Averages a module's gradients over the ranks while backward computes them.
 
     Attaches hooks to ``module``, on its own device already, and never wraps it. All ranks must make
@@ -99,7 +94,7 @@ class GradientScheduler:
             self._launches.transport = CastTransport(reduction.carrier, dtype)
         watchdog = self._collectives.watchdog
         watchdog.also_abort(reduction.close)
-        watchdog.describe_by(_weakly(self._reducer.progress, "its engine is gone"))
+        watchdog.describe_by(self._reducer.progress)
         self._launches.wait, self._launches.nan_watch = watchdog.wait, NanWatch(watchdog)
         self._rule = LaunchRule(self._config, self._collectives, self._launches)
         self._trainable = Trainable(module, self._collectives)
@@ -127,66 +122,16 @@ class GradientScheduler:
         self._reducer.add(self._trainable.params, sparse=self._trainable.sparse)
         self._step_end.start()
         self._broadcast_state()
-        self._buffer_sync: BufferSync | None = None
-        self._buffer_collectives = self._collectives
-        if self._config.broadcast_buffers and any(True for _ in module.buffers()):
-            if self._modes and process_group is None:
-                # What a forward begins with shall not queue behind what it may wait for later.
-                self._buffer_collectives = Collectives(None, device, self._config.stall_timeout_s)
-                progress = _weakly(self._reducer.progress, "its engine is gone")
-                self._buffer_collectives.watchdog.describe_by(progress)
-            self._buffer_sync = BufferSync(
-                module, self._buffer_collectives, self.reduces, self._reducer.settle
-            )
-            if not marks_forward:
-                self._buffer_sync.attach()
+        self._buffer_sync = self._sync_of_buffers(process_group, device)
+        if self._buffer_sync is not None and not marks_forward:
+            self._buffer_sync.attach()
         begin = self._begin_with_modes if self._modes else self._begin
         self._roots = RootWatch(module, begin, lambda: not self._reducer.buckets)
-
-    @property
-    def plan(self) -> GroupPlan | None:
-        """The groups that all ranks agreed on; None before the first backward."""
-        return self._planning.plan
-
-    @property
-    def schedule(self) -> ReductionSchedule | None:
-        """The order of launches and waits; None before the first backward."""
-        return self._planning.schedule
-
-    @property
-    def schedule_in_force(self) -> str:
-        """``"static"`` or ``"negotiated"``: what ``schedule="auto"`` has come to so far."""
-        return self._rule.name
-
-    @property
-    def profile(self) -> BackwardProfile | None:
-        """What the plan was made from; None before it is measured, or where no planner asks."""
-        return self._planning.profile
-
-    @property
-    def network(self) -> NetworkProfile | None:
-        """What a planner that needs it has measured of the network."""
-        return self._planning.network
-
-    @property
-    def reduction(self) -> str:
-        """How gradients are summed: ``"flat"`` or ``"hierarchical"``."""
-        return self._planning.reduction.name
 
     @property
     def notice(self) -> Notice:
         """By which any rank can tell all of something, in their next reduction."""
         return self._step_end.notice
-
-    @property
-    def predicted(self) -> Timeline | None:
-        """The step that the cost model expects of the plan in force; None without a measurement."""
-        return self._planning.predicted()
-
-    @property
-    def tried(self) -> tuple[TriedPlan, ...]:
-        """The plans that ``planner="auto"`` has tried, with their step times; empty before."""
-        return self._planning.tried
 
     def prepare(self, loss: Tensor) -> None:
         """Announce that ``loss`` (or a multiple of it) is about to be differentiated.
@@ -399,33 +344,6 @@ class GradientScheduler:
         """
         self._n_active = n_ranks
 
-    def timelines(self) -> list[Timeline]:
-        """The measured steps, oldest first; at most the last 16."""
-        return self._records.timelines()
-
-    def report(self, *, across_ranks: bool = False) -> OverlapReport:
-        """What the recorded steps took and how much communication was hidden.
-
-        Args:
-            across_ranks: compare the transfers of all ranks, so that a straggler is told from a
-                slow network, and by number. Then all ranks must call it alike, between two
-                backwards and before ``detach``; each gets the report of its own steps.
-
-        Raises:
-            GradSchedError: no step has been recorded yet, or detached.
-            ConsensusError: on every rank, if ``across_ranks`` and they have recorded unlike steps.
-        """
-        if across_ranks:
-            self._reducer.settle()  # before collectives of ours come between
-        fastest = self._records.fastest(self._collectives) if across_ranks else None
-        return self._records.report(
-            fastest=fastest,
-            predicted=self.predicted if self._records.are_current else None,
-            cost=self._planning.reduction.cost if self.network is not None else None,
-            tried=self.tried,
-            bounds=self._planning.bounds if self.network is not None else None,
-        )
-
     def detach(self) -> None:
         """Remove all hooks: the module is as it was before. Reports can still be asked for.
 
@@ -440,9 +358,6 @@ class GradientScheduler:
 
     def _detach(self) -> None:
         self._roots.detach()
-        if self._buffer_sync is not None:
-            self._buffer_sync.detach()
-            self._buffer_sync = None
         self._planning.close()
         self._planning.split.detach()
         self._rule.close()
@@ -450,10 +365,25 @@ class GradientScheduler:
         # Before the reducer lets go of its works: see Bucket.work.
         in_use = self._launches.has_in_flight or self._modes.has_in_flight
         self._collectives.close(in_use=in_use)
-        if self._buffer_collectives is not self._collectives:
-            self._buffer_collectives.close()
+        if self._buffer_sync is not None:
+            self._buffer_sync.detach()
+            self._buffer_sync = None
         self._modes.end()
         self._reducer.detach()
+
+    def _sync_of_buffers(
+        self, process_group: dist.ProcessGroup | None, device: torch.device
+    ) -> BufferSync | None:
+        if not self._config.broadcast_buffers or not any(True for _ in self._module.buffers()):
+            return None
+        own = None
+        if self._modes and process_group is None:
+            # What a forward begins with shall not queue behind what it may wait for later.
+            own = Collectives(None, device, self._config.stall_timeout_s)
+            own.watchdog.describe_by(self._reducer.progress)
+        return BufferSync(
+            self._module, self._collectives, self.reduces, self._reducer.settle, own=own
+        )
 
     def _broadcast_state(self) -> None:
         state = (*self._module.parameters(), *self._module.buffers())
@@ -481,14 +411,3 @@ class GradientScheduler:
         if self._join is not None:
             self._n_active = self._join.reduced()
         return self._n_active
-
-
-def _weakly(method: Callable[[], Result], gone: Result) -> Callable[[], Result]:
-    """``method()``, or ``gone`` when its owner is; keeps nothing alive."""
-    weak = weakref.WeakMethod(method)
-
-    def call() -> Result:
-        alive = weak()
-        return alive() if alive is not None else gone
-
-    return call

@@ -225,8 +225,14 @@ class Watchdog:
         self.abort = both
 
     def describe_by(self, describe: Callable[[], str]) -> None:
-        """What this rank says of itself when asked, by another thread. Hold the engine weakly."""
-        self._progress.describe = describe
+        """What this rank says of itself when asked, by another thread: a method, held weakly."""
+        method = weakref.WeakMethod(describe)
+
+        def describe_if_alive() -> str:
+            alive = method()
+            return alive() if alive is not None else "its engine is gone"
+
+        self._progress.describe = describe_if_alive
 
     def issued(self) -> None:
         """A collective has begun: this rank has come so far."""
