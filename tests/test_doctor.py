@@ -155,6 +155,7 @@ def test_on_two_ranks_it_measures_and_plans_for_a_profile(tmp_path: Path) -> Non
     assert result.stdout.count("planner='") == 1, "rank 0 alone speaks"
 
 
+@pytest.mark.slow
 def test_on_two_ranks_it_steps_a_module_and_plans_for_it(checkout: Path) -> None:
     result = torchrun(2, "--module", "nets:net", "--input", "8,64")
     assert result.returncode == 0, result.stderr
@@ -163,12 +164,22 @@ def test_on_two_ranks_it_steps_a_module_and_plans_for_it(checkout: Path) -> None
     assert result.stdout.count("planner='") == 1
 
 
+@pytest.mark.slow
 def test_on_two_ranks_it_steps_an_experiment_and_plans_for_it(checkout: Path) -> None:
     result = torchrun(2, "--experiment", "small")
     assert result.returncode == 0, result.stderr
     # 32 x 32 + 32 + 32 + 1 floats: the experiment's own width went into data and model.
     assert "model      4 parameters, 0.0 MiB" in result.stdout
     assert "  ddp " in result.stdout
+
+
+def test_on_one_rank_it_steps_an_experiment_and_plans_for_it(
+    checkout: Path, one_rank: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", "--experiment", "small"]) == 0
+    out = capsys.readouterr().out
+    assert "model      4 parameters, 0.0 MiB" in out
+    assert "  ddp " in out
 
 
 @pytest.mark.parametrize("factory", ["words", "two_inputs"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -128,6 +128,17 @@ def scheduled(
     return seen, train(theirs, reference, rank, n_steps)[0]
 
 
+def in_turn(
+    rank: int, hows: Sequence[Callable[[nn.Module, str], Compiled]]
+) -> list[tuple[Seen, list[State]]]:
+    """All in one process: what compiles loads hundreds of modules when it first does."""
+    results = []
+    for how in hows:
+        torch._dynamo.reset()
+        results.append(scheduled(rank, how, "aot_eager", 4, SMALL))
+    return results
+
+
 def plain(plan: GroupPlan | None) -> tuple[tuple[str, ...], ...]:
     """The groups, by the names that the net itself has."""
     assert plan is not None
@@ -144,25 +155,20 @@ SMALL = {"planner": "fixed_size", "group_nbytes": 200}
 
 
 @pytest.mark.parametrize(
-    "how",
-    [
-        whole,
-        by_block,
-        pytest.param(fullgraph, marks=pytest.mark.slow),
-        pytest.param(after, marks=pytest.mark.slow),
-        pytest.param(in_place, marks=pytest.mark.slow),
-    ],
+    "hows",
+    [(whole, by_block), pytest.param((fullgraph, after, in_place), marks=pytest.mark.slow)],
+    ids=["whole and by block", "in other ways"],
 )
-def test_groups_leave_while_a_compiled_backward_runs(how: Any) -> None:
+def test_groups_leave_while_a_compiled_backward_runs(hows: Any) -> None:
     """Bit for bit DDP's gradients, whose own graphs are whole, as its buckets are larger."""
-    ranks = run_ranks(2, scheduled, how, "aot_eager", 4, SMALL, timeout_s=TIMEOUT_S)
-    for seen, theirs in ranks:
-        for ours, step in zip(seen.steps, theirs, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, step, strict=True))
-        assert len(seen.plan) > 2
-        assert len(seen.blocks) > 2
-        assert seen.timeline is not None
-        assert first_left_before_the_last_was_ready(seen.timeline, len(seen.plan))
+    for results in run_ranks(2, in_turn, hows, timeout_s=TIMEOUT_S):
+        for how, (seen, theirs) in zip(hows, results, strict=True):
+            for ours, step in zip(seen.steps, theirs, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(ours, step, strict=True)), how
+            assert len(seen.plan) > 2, how
+            assert len(seen.blocks) > 2, how
+            assert seen.timeline is not None
+            assert first_left_before_the_last_was_ready(seen.timeline, len(seen.plan)), how
 
 
 def cut_in_three(profile: BackwardProfile, _cost: CostModel) -> GroupPlan:
@@ -198,26 +204,32 @@ def test_with_machine_code_gradients_are_ddps() -> None:
         assert all(torch.equal(x, y) for x, y in zip(a[:n_params], b[:n_params], strict=True))
 
 
-def compiled_before(rank: int, splits: bool) -> tuple[list[str], int]:
-    torch.manual_seed(0)
-    net = Net()
-    run = torch.compile(net, backend="aot_eager")
-    if splits:
-        run(torch.ones(4, WIDTH))
-    torch._dynamo.config.optimize_ddp = splits
+def compiled_before(rank: int) -> list[tuple[list[str], int]]:
+    """Warnings and what is given out at once: by a graph that ran before, and without splitting."""
     warnings: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("lightning_gradsched").addHandler(handler)
-    scheduler = GradientScheduler(run, GradSchedConfig(**SMALL))
-    _, blocks = train(net, run, rank)
-    scheduler.detach()
-    return warnings, len(blocks)
+    results = []
+    for splits in (True, False):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        net = Net()
+        run = torch.compile(net, backend="aot_eager")
+        if splits:
+            run(torch.ones(4, WIDTH))
+        torch._dynamo.config.optimize_ddp = splits
+        scheduler = GradientScheduler(run, GradSchedConfig(**SMALL))
+        _, blocks = train(net, run, rank)
+        scheduler.detach()
+        results.append((warnings[:], len(blocks)))
+        warnings.clear()
+    return results
 
 
-@pytest.mark.parametrize("splits", [False, True], ids=["optimize_ddp=False", "run before"])
-def test_what_cannot_be_cut_is_warned_of(splits: bool) -> None:
-    for warnings, n_blocks in run_ranks(2, compiled_before, splits, timeout_s=TIMEOUT_S):
-        assert n_blocks == 1
-        assert len(warnings) == 1
-        assert "torch._dynamo.reset()" in warnings[0]
+def test_what_cannot_be_cut_is_warned_of() -> None:
+    for results in run_ranks(2, compiled_before, timeout_s=TIMEOUT_S):
+        for warnings, n_blocks in results:
+            assert n_blocks == 1
+            assert len(warnings) == 1
+            assert "torch._dynamo.reset()" in warnings[0]
