@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -96,6 +97,10 @@ def engine(net: nn.Module, mode: str = "", **config: Any) -> GradientScheduler:
     return GradientScheduler(net, GradSchedConfig(**config))
 
 
+def in_each_mode(rank: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    return [function(rank, *args, mode) for mode in LEFT_OPEN]
+
+
 def collectives_after(rank: int, which: str, mode: str) -> bool:
     """Ranks are cut off at unlike groups; then comes a collective of the engine's own."""
     torch.manual_seed(0)
@@ -116,22 +121,21 @@ def collectives_after(rank: int, which: str, mode: str) -> bool:
     plain(torch.full((2, 4), 0.1 * (rank + 3))).square().sum().backward()
     average_gradients(plain)
     pairs = zip(net.parameters(), plain.parameters(), strict=True)
-    return all(torch.equal(a.grad, b.grad) for a, b in pairs)
+    is_right = all(torch.equal(a.grad, b.grad) for a, b in pairs)
+    scheduler.detach()
+    return is_right
 
 
-@pytest.mark.parametrize("mode", LEFT_OPEN)
 @pytest.mark.parametrize("which", ["buffers", "report"])
-def test_no_collective_overtakes_what_a_backward_that_raised_has_left(
-    which: str, mode: str
-) -> None:
-    assert run_ranks(2, collectives_after, which, mode) == [True, True]
+def test_no_collective_overtakes_what_a_backward_that_raised_has_left(which: str) -> None:
+    assert run_ranks(2, in_each_mode, collectives_after, which) == [[True] * len(LEFT_OPEN)] * 2
 
 
 def one_cut_off(rank: int, mode: str) -> list[bool]:
     """Rank 1 catches an error of its backward and goes on; which parameters hold NaN then."""
     torch.manual_seed(0)
     net = Net()
-    engine(net, mode)
+    scheduler = engine(net, mode)
     nans = []
     for step in range(3):
         net.zero_grad()
@@ -141,14 +145,14 @@ def one_cut_off(rank: int, mode: str) -> list[bool]:
         except KeyboardInterrupt:
             continue
         nans.append(any(p.grad.isnan().any() for p in net.parameters()))
+    scheduler.detach()
     return nans
 
 
-@pytest.mark.parametrize("mode", LEFT_OPEN)
-def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest(mode: str) -> None:
-    whole, cut_off = run_ranks(2, one_cut_off, mode)
-    assert whole == [False, True, False]
-    assert cut_off == [False, False]
+def test_what_one_rank_left_out_is_nan_on_the_others_and_not_a_mean_of_the_rest() -> None:
+    whole, cut_off = run_ranks(2, in_each_mode, one_cut_off)
+    assert whole == [[False, True, False]] * len(LEFT_OPEN)
+    assert cut_off == [[False, False]] * len(LEFT_OPEN)
 
 
 def made_anew_after(rank: int, mode: str) -> bool:
@@ -174,9 +178,8 @@ def made_anew_after(rank: int, mode: str) -> bool:
     return right
 
 
-@pytest.mark.parametrize("mode", LEFT_OPEN)
-def test_an_engine_may_be_made_anew_after_an_exception(mode: str) -> None:
-    assert run_ranks(2, made_anew_after, mode) == [True, True]
+def test_an_engine_may_be_made_anew_after_an_exception() -> None:
+    assert run_ranks(2, in_each_mode, made_anew_after) == [[True] * len(LEFT_OPEN)] * 2
 
 
 def cut_off_with_no_group_full(rank: int) -> list[str]:
@@ -256,7 +259,9 @@ def interrupted_in_the_wait(rank: int, mode: str) -> tuple[bool, bool]:
     return caught, all(torch.equal(a.grad, b.grad) for a, b in pairs)
 
 
-@pytest.mark.parametrize("mode", LEFT_OPEN)
+@pytest.mark.parametrize(
+    "mode", [LEFT_OPEN[0], *(pytest.param(mode, marks=pytest.mark.slow) for mode in LEFT_OPEN[1:])]
+)
 def test_ctrl_c_ends_the_wait_for_a_late_rank(mode: str) -> None:
     first, second = run_ranks(2, interrupted_in_the_wait, mode)
     assert first == (True, True), "and the next step is right: nothing of the old one is in flight"
@@ -324,7 +329,9 @@ def fit(rank: int, mode: str) -> None:
     trainer(strategy).fit(OneRankRaises())
 
 
-@pytest.mark.parametrize("mode", ["", *MODES])
+@pytest.mark.parametrize(
+    "mode", ["", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES)]
+)
 def test_in_lightning_the_error_of_one_rank_is_told_to_the_others(mode: str) -> None:
     first, second = errors_of_ranks(2, fit, mode)
     assert second == "ZeroDivisionError: no such luck"
