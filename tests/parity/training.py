@@ -19,7 +19,6 @@ from tests.parity.nets import NETS, WIDTH, SharedReentrant
 from tests.ranks import run_ranks
 from zoo.optim.larc import with_larc
 
-N_STEPS = 6
 Weights = dict[str, Tensor]
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
@@ -55,6 +54,7 @@ FUSED = {"fused Adam": partial(torch.optim.Adam, lr=0.01, fused=True)}
 class Recipe(NamedTuple):
     """How to train; ``planner`` and ``reduce_dtype`` are gradsched's."""
 
+    n_steps: int = 5
     net: str = "residual"
     optimizer: str = "SGD with momentum"
     accumulate: int = 1
@@ -98,7 +98,7 @@ def state_nbytes(optimizer: Optimizer) -> int:
 
 def batches(rank: int, recipe: Recipe) -> Iterator[list[Tensor]]:
     generator = torch.Generator().manual_seed(100 + rank)
-    for step in range(N_STEPS):
+    for step in range(recipe.n_steps):
         batch = [torch.randn(3, WIDTH, generator=generator) for _ in range(recipe.accumulate)]
         if step == recipe.inf_at and rank == 1:
             batch[0][0, 0] = inf
