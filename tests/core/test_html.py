@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +69,7 @@ class Page(HTMLParser):
             self._open[-1] += data
 
 
+@cache
 def trace_of_mode(mode: str) -> Trace:
     """A step that was predicted, and measured alike: the page shows two predicted in a row."""
     step = Scenario(deepcam().profile, NETWORKS["ethernet-10g"], mode=mode).timeline(64, "none")
