@@ -13,11 +13,13 @@ from zoo.loss.covariance import Unwhitening, WeightedSquaredNorm, Whitening, cov
 from zoo.loss.model_constrained import (
     RELATIVE_TO,
     data_misfit,
+    randomization_covariance,
     randomization_std,
     randomized,
 )
 from zoo.model.model_constrained import ModelConstrained
 from zoo.net.mlp import MLP
+from zoo.net.quadratic import Quadratic
 from zoo.physics.deconvolution import Deconvolution
 
 
@@ -31,7 +33,7 @@ def test_randomisation_has_the_stated_spread_and_leaves_zeros() -> None:
 @pytest.mark.parametrize("relative_to", RELATIVE_TO)
 def test_covariance_of_randomised_data_is_its_expectation(relative_to: str) -> None:
     y = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mean, covariance = covariance_of(y, randomization_std(y, 0.3, relative_to))
+    mean, covariance = covariance_of(y, randomization_covariance(y, 0.3, relative_to))
     generator = torch.Generator().manual_seed(1)
     rows = randomized(y.repeat(100_000, 1), 0.3, generator, relative_to)
     torch.testing.assert_close(rows.mean(0), mean, rtol=0.0, atol=0.01)
@@ -48,6 +50,21 @@ def test_noise_relative_to_a_sample_is_the_same_for_all_its_entries() -> None:
 def test_an_unknown_measure_of_noise_is_named() -> None:
     with pytest.raises(ValueError, match=r"relative_to must be one of .* got 'batch'"):
         ModelConstrained(MLP(8, 8), Deconvolution(8), torch.optim.Adam, relative_to="batch")
+
+
+def test_copies_reach_as_far_as_the_prior_predicts() -> None:
+    """e^2 (G G^T + I / weight) for a linear G."""
+    operator, weight = Deconvolution(8), 25.0
+    options = {"weight": weight, "randomization": 0.5, "relative_to": "prior", "copies": 100_000}
+    model = ModelConstrained(MLP(8, 8), operator, torch.optim.Adam, **options).double()
+    model.on_fit_start()
+    y = torch.randn(1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = model._randomized(Sample(torch.zeros(1), y, y), 0).data
+    columns = operator(torch.eye(8, dtype=torch.float64)).T
+    expected = 0.25 * (columns @ columns.T + torch.eye(8) / weight)
+    torch.testing.assert_close(rows.mean(0), y[0], rtol=0.0, atol=0.01)
+    torch.testing.assert_close(torch.cov(rows.T), expected, rtol=0.0, atol=0.01)
+    torch.testing.assert_close(model._noise_covariance(y), expected)
 
 
 def test_unwhitening_has_the_inverse_precision_as_its_covariance() -> None:
@@ -83,6 +100,21 @@ def test_an_affine_map_beside_the_layers_is_all_of_a_net_at_first() -> None:
     torch.testing.assert_close(net(x), net.skip(x), rtol=0.0, atol=0.0)
     net(x).sum().backward()
     assert net.layers[-1].weight.grad.abs().sum() > 0
+
+
+def test_products_are_as_many_and_as_large_as_a_quadratic_needs() -> None:
+    """Any quadratic is in the class, and together the products vary as much as their factors."""
+    net, generator = Quadratic(4, 1).double(), torch.Generator().manual_seed(0)
+    x = torch.randn(100_000, 4, dtype=torch.float64, generator=generator)
+    assert not net(x).any()
+    products = net.products(x)
+    assert products.shape == (100_000, 10)
+    torch.testing.assert_close(products.mean(0), torch.zeros(10).double(), rtol=0.0, atol=0.02)
+    assert products.var(0).sum().item() == pytest.approx(4.0, rel=0.02)
+    wanted = (x @ torch.randn(4, dtype=torch.float64, generator=generator) - 0.5) ** 2
+    columns = torch.cat([torch.ones(len(x), 1), x, products], 1)
+    fitted = columns @ torch.linalg.lstsq(columns, wanted[:, None]).solution
+    torch.testing.assert_close(fitted[:, 0], wanted)
 
 
 def test_whitening_makes_the_covariance_the_identity() -> None:

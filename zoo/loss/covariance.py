@@ -96,7 +96,7 @@ def covariance_of(data: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Te
     """Mean [m] and covariance [m, m] of data [N, m], and of independent noise on them if given.
 
     Args:
-        noise: standard deviations of the noise, [N, m]; it is taken in expectation.
+        noise: covariance of the noise, [m, m]; it is taken in expectation.
 
     Raises:
         TrainingDataError: there are no samples.
@@ -109,7 +109,7 @@ def covariance_of(data: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Te
     mean = data.mean(0)
     covariance = (data - mean).T @ (data - mean) / len(data)
     if noise is not None:
-        covariance = covariance + torch.diag(noise.to(data).square().mean(0))
+        covariance = covariance + noise.to(data)
     return mean, covariance
 
 

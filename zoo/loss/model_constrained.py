@@ -34,6 +34,11 @@ def randomization_std(y: Tensor, strength: float, relative_to: str = "entry") ->
     return strength * size.view(-1, *[1] * (y.ndim - 1)).expand_as(y)
 
 
+def randomization_covariance(y: Tensor, strength: float, relative_to: str = "entry") -> Tensor:
+    """Covariance [m, m] of that noise, in expectation over the rows of y [N, m] too."""
+    return torch.diag(randomization_std(y, strength, relative_to).square().mean(0))
+
+
 def randomized(
     y: Tensor,
     strength: float,

@@ -88,7 +88,7 @@ class Autoencoder(ModelConstrained):
         noise_seed: int = 0,
         parameter_norm: SquaredNorm | None = None,
         data_norm: SquaredNorm | None = None,
-        relative_to: Literal["entry", "sample"] = "entry",
+        relative_to: Literal["entry", "sample", "prior"] = "entry",
     ) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {sorted(KINDS)}, got {kind!r}")

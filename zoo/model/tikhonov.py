@@ -82,6 +82,13 @@ def posterior_precision(operator: Operator, u: Tensor, weight: float) -> Tensor:
     return _hessian(batched_jacobian(operator, u), weight, torch.ones(len(u)).to(u))
 
 
+def predicted_covariance(operator: Operator, u: Tensor, weight: float) -> Tensor:
+    """J J^T + I / weight at each row of u [N, n], [N, m, m]: of the data, by a prior N(u, I)."""
+    jacobian = batched_jacobian(operator, u)
+    noise = torch.eye(jacobian.shape[1]).to(jacobian) / weight
+    return jacobian @ jacobian.transpose(1, 2) + noise
+
+
 def batched_jacobian(operator: Operator, u: Tensor) -> Tensor:
     """dG_i/du_j at each row of u [N, n], as [N, m, n]; one derivative a column."""
     columns = []
