@@ -21,9 +21,7 @@ def _setting(*kinds: str) -> Setting:
         n_steps=1,
         n_test=4,
         samples_a_step=100,
-        randomization=0.1,
         n_iterations=6,
-        hidden=(8,),
         iterations_a_step=3,
     )
 
@@ -56,14 +54,25 @@ def test_numbers_are_those_of_the_seed() -> None:
     assert first == again
 
 
-def test_a_problem_without_published_numbers_has_a_table() -> None:
-    runs = [
-        {"kind": kind, "n_train": n, "seed": 0, "error": error}
-        for kind, error in (("naive", 0.9), ("model_constrained", 0.3), ("tnet", 0.22))
-        for n in (1, 100)
-    ]
-    measured = {"seeds": [0], "tikhonov": 0.2, "runs": runs}
-    tnet, naive = BURGERS.checks(measured)
-    assert (tnet.measured, tnet.holds) == ("1.1", True)
-    assert naive.holds
-    assert BURGERS.table(measured).rows[-1] == ["Tikhonov", "20.00", "", "20.00", ""]
+def test_burgers_is_asked_for_where_it_is_smooth_enough() -> None:
+    def part(tnet: float) -> dict:
+        runs = [
+            {"kind": kind, "n_train": n, "seed": seed, "error": error + 0.01 * (seed - 0.5)}
+            for kind, error in (("naive", 0.9), ("model_constrained", 0.3), ("tnet", tnet))
+            for n in (1, 100)
+            for seed in (0, 1)
+        ]
+        return {"seeds": [0, 1], "tikhonov": 0.2, "runs": runs}
+
+    parts = {"0.01": part(0.2), "0.02": part(0.23), "0.1": part(0.8)}
+    measured = {"seeds": [0, 1], "amplitudes": parts}
+    found = {check.asked: (check.measured, check.holds) for check in BURGERS.checks(measured)}
+    what = "100 samples: error of TNet / Tikhonov ≤ 1.1"
+    assert found[f"amplitude 0.01, {what}"] == ("1", True)
+    assert found[f"amplitude 0.02, {what}"] == ("1.15", False)
+    assert f"amplitude 0.1, {what}" not in found
+    assert found["amplitude 0.1, 1 sample: error of nDNN / Tikhonov ≥ 2"] == ("4.5", True)
+    rows = BURGERS.table(measured)
+    assert all(len(row) == len(rows.header) for row in rows.rows)
+    assert rows.rows[-1][-1] == "4 ± 0.035"
+    assert len(BURGERS.plot(measured).axes) == 2

@@ -159,6 +159,21 @@ def test_an_operator_that_is_not_differentiable_is_named() -> None:
         data_misfit(estimate, torch.zeros(2, 8), _Detached(), WeightedSquaredNorm())
 
 
+class _Root(nn.Module):
+    def forward(self, u: Tensor) -> Tensor:
+        return u.sqrt()
+
+
+def test_a_loss_that_is_no_number_is_infinite_for_the_line_search() -> None:
+    model = ModelConstrained(MLP(8, 8), _Root(), torch.optim.Adam)
+    model.log = lambda *arguments, **options: None
+    for parameter in model.net.parameters():
+        nn.init.constant_(parameter, -1.0)
+    batch = Sample(torch.zeros(1), torch.ones(1, 8), torch.ones(1, 8))
+    assert model.loss(batch).isnan()
+    assert model.training_step(batch, 0).item() == torch.inf
+
+
 def test_an_unknown_kind_is_named() -> None:
     with pytest.raises(ValueError, match="kind must be one of"):
         ModelConstrained(MLP(8, 8), Deconvolution(8), torch.optim.Adam, kind="dnn")

@@ -28,13 +28,11 @@ def measure(small: bool, advance: Advance) -> Measured:
         kinds=("opo", "mc_opo", "taen") if small else ("pop", "mc_pop", "opo", "mc_opo", "taen"),
         sizes=(1, 100),
         n_seeds=4 if small else 10,
-        n_steps=2 if small else 10,
+        n_steps=1,
         n_test=40 if small else 100,
-        samples_a_step=200,
-        randomization=0.02,
+        samples_a_step=400 if small else 1000,
         n_iterations=8,
-        hidden=(),
-        iterations_a_step=12,
+        iterations_a_step=30,
     )
     return inverse_pde.measure(setting, advance)
 
@@ -56,15 +54,18 @@ CLAIM = Claim(
     table=partial(inverse_pde.table, published=_PUBLISHED),
     plot=partial(inverse_pde.plot, title="Heat conductivity, 16 x 16, 10 sensors"),
     remarks="Relative errors of the logarithm of the conductivity; `forward` is that of the "
-    "surrogate at the true parameters. The inverse nets are affine, trained by L-BFGS on 200 rows "
-    "a step, randomised by 2 % of a sample's root mean square, which other training and validation "
-    "samples favoured; on the test samples seed 0 was seen at 3 % too, with 1.10 times Tikhonov's "
-    "error where 2 % had 1.09. The logarithm has a standard deviation of 0.1, so that the data "
-    "differ by about 7 %, and Tikhonov's solution is nearly affine: linearised at the prior mean, "
-    "its error is 1.003 times that of the iterated one. From one sample TNet learns it around that "
-    "sample, and it depends on which: 1.01 to 1.02 times Tikhonov's error in validation on four of "
-    "them, while the solution linearised at three others had 1.03 to 1.07. These four seeds miss "
-    "the tolerance by less than their spread. At a deviation of 1.0 the data differ by 84 %, and "
-    "from one sample no net came near Tikhonov: with Adam, two hidden layers of 256 and 400 steps "
-    "the error was 914 % at 10 % of randomisation, 168 % at 40 %.",
+    "surrogate at the true parameters. TNet's published errors are 1.005 and 1.001 times "
+    "Tikhonov's, from 1 and 100 samples. The inverse nets are quadratic, trained by 30 iterations "
+    "of L-BFGS on 400 rows. Where the operator is in the loss, a sample's copies reach as far as "
+    "two draws of the prior are apart, by the operator's derivative at the prior mean; the papers' "
+    "differ by 10 % of each entry. For OPO they differ by 2 % of a sample's root mean square. Both "
+    "were chosen by other training and validation samples, after this claim had been missed with "
+    "1.08 times Tikhonov's error from one sample: affine nets, on copies that differ by 2 %, learn "
+    "Tikhonov's solution linearised at the sample, which has 1.01 to 1.18 times its error, by the "
+    "sample (eight of them), and longer training does not help. The logarithm has a standard "
+    "deviation of 0.1, so that the data differ by about 7 %, and Tikhonov's solution is nearly "
+    "affine: linearised at the prior mean, its error is 1.003 times that of the iterated one. "
+    "At a deviation of 1.0 the data differ by 84 %, and no net came near Tikhonov: trained as here "
+    "for 60 iterations, TNet had 4.7 times its error from one sample and 2.7 times from 100, in "
+    "validation.",
 )

@@ -60,11 +60,13 @@ def _section(claim: Claim, result: dict[str, Any]) -> str:
 def _run(result: dict[str, Any]) -> str:
     seeds = result["measured"]["seeds"]
     form = "short form, " if result["small"] else ""
-    return (
-        f"Measured: {form}{_count(seeds)}, "
-        f"{result['duration_s']:.0f} s on one thread of a shared machine, "
-        f"torch {result['versions']['torch']}."
+    # Older results have the time on the wall alone.
+    time = (
+        f"{result['cpu_s']:.0f} s of a processor's time"
+        if "cpu_s" in result
+        else f"{result['duration_s']:.0f} s on one thread of a shared machine"
     )
+    return f"Measured: {form}{_count(seeds)}, {time}, torch {result['versions']['torch']}."
 
 
 def _count(seeds: Sequence[int]) -> str:

@@ -130,7 +130,10 @@ class ModelConstrained(Inverse):
             unwhitening.fit(mean, precision.detach())
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        return super().training_step(self._randomized(batch, batch_idx), batch_idx)
+        loss = super().training_step(self._randomized(batch, batch_idx), batch_idx)
+        # Too long a step can leave what the operator's solver can carry: a line search comes back
+        # from an infinite loss, but takes NaN for a good one.
+        return torch.where(loss.isnan(), torch.inf, loss)
 
     def loss(self, batch: Sample) -> Tensor:
         estimate = self(batch.data)
