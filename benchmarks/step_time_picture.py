@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.step_time_table import ratio_of
 from lightning_gradsched.files import written_whole
 
 # Okabe and Ito's colours, told apart by everyone. "best" is the fastest cap of the sweep.
@@ -35,14 +36,14 @@ def draw(rows: Mapping[str, Any], path: Path) -> None:
 
 
 def _panel(axes: Axes, net: str, rows: Sequence[Any]) -> None:
-    rows = sorted(rows, key=lambda row: row["cell"]["ratio"])
+    rows = sorted(rows, key=lambda row: row["summary"]["ratio"])
     width = 0.8 / len(RIVALS)
     for number, (name, (label, color)) in enumerate(RIVALS.items()):
         # From the bound up: a bar is what a rival loses.
         lost = [_ratio_to_bound(row["summary"], name) - 1 for row in rows]
         places = [place + (number - 2) * width for place in range(len(rows))]
         axes.bar(places, lost, width, bottom=1.0, label=label, color=color)
-    axes.set_xticks(range(len(rows)), [f"{row['cell']['ratio']:g}" for row in rows])
+    axes.set_xticks(range(len(rows)), [ratio_of(row) for row in rows])
     axes.set(title=f"{net} ({rows[0]['compute']})", xlabel="communication ÷ compute")
     axes.axhline(1.0, color="black", linewidth=0.8)
 

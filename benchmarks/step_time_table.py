@@ -136,7 +136,7 @@ def _mode_lines(row: Mapping[str, Any]) -> Iterator[str]:
     for name, mode in summary["modes"].items():
         columns = [
             row["cell"]["net"],
-            _ratio(row),
+            ratio_of(row),
             name.removeprefix("gradsched_"),
             f"{summary['rivals'][name]['median_s'] * 1e3:.0f} ms",
             f"{mode['ratio_to_bound']:.3f}",
@@ -147,7 +147,7 @@ def _mode_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(columns)} |"
 
 
-def _ratio(row: Mapping[str, Any]) -> str:
+def ratio_of(row: Mapping[str, Any]) -> str:
     """Communication to compute as it was asked for, or as it was measured."""
     asked = row["cell"]["ratio"]
     return f"{row['summary']['ratio']:.2f}" if asked is None else f"{asked:g}"
@@ -158,7 +158,7 @@ def _forward_line(row: Mapping[str, Any]) -> str:
     ours = row["summary"]["rivals"]["gradsched_forward"]
     columns = [
         cell["net"],
-        _ratio(row),
+        ratio_of(row),
         f"{forward['n_groups']} in {forward['n_messages']}",
         f"{ours['median_s'] * 1e3:.0f} ms",
         f"{forward['ratio_to_cut_bound']:.3f}",
@@ -223,7 +223,7 @@ def _line(row: Mapping[str, Any]) -> str:
     ours, best = rivals["gradsched"], rivals[summary["best_ddp"]]
     columns = [
         cell["net"],
-        _ratio(row),
+        ratio_of(row),
         summary["best_ddp"].removeprefix("ddp_"),
         _spread(best["gradsched_ratio"]),
         *(

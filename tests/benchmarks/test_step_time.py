@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import links, rounds, time_to_psnr
+from benchmarks.step_time_picture import draw
 from benchmarks.step_time_table import as_markdown, forward_markdown, modes_markdown, summarise
 from benchmarks.tables import TABLES
 from lightning_gradsched.core.profile import BackwardProfile, NetworkProfile, ParamProfile, Sample
@@ -68,6 +69,18 @@ def test_a_summary_by_hand() -> None:
     assert rivals["ddp_one_bucket"]["predicted_s"] == pytest.approx(5.0)
     assert rivals["gradsched"]["exposed_s"] == 1.0
     assert rivals["gradsched"]["ratio_to_bound"] == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize(("asked", "shown"), [(2 / 3, "0.666667"), (None, "0.67")])
+def test_a_net_as_it_is_is_drawn_and_listed_at_the_ratio_that_it_has(
+    asked: float | None, shown: str, tmp_path: Path
+) -> None:
+    row = cell()
+    row |= {"cell": {"net": "made_up", "ratio": asked}, "compute": "real"}
+    rows = {"it": {**row, "summary": summarise(row)}}
+    assert as_markdown(rows).splitlines()[-1].split(" | ")[1] == shown
+    draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_has_a_line_a_cell_and_marks_rivals_that_did_not_run() -> None:
