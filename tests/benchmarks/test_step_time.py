@@ -109,6 +109,11 @@ def test_modes_have_a_table_of_their_own() -> None:
         ("step_time", as_markdown),
         ("step_time_modes", forward_markdown),
         ("step_time_modes", modes_markdown),
+        *(
+            (f"step_time_edsr_{n}", table)
+            for n in (2, 4)
+            for table in (forward_markdown, modes_markdown)
+        ),
     ],
 )
 def test_the_documented_tables_are_those_of_the_results(
