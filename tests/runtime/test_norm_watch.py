@@ -24,6 +24,12 @@ from tests.runtime.test_scatter_gradients import backward, clip, clipped_step
 Asks = Callable[[nn.Module, torch.optim.Optimizer], None]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: a test before may have, and then nothing is found."""
+    monkeypatch.setattr(norm_watch, "has_compiled", lambda: False)
+
+
 def watched(asks: Asks, *, is_of_use: bool = True) -> tuple[NormWatch, list[Tensor]]:
     """The watch of one step of a small net in which ``asks`` runs, and the gradients after it."""
     torch.manual_seed(0)

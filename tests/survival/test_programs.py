@@ -161,7 +161,12 @@ ENDS = {
     "exception": ({"trouble": [0, 3, 0]}, 1, "ZeroDivisionError: no such luck"),
     "exception on one rank": ({"trouble": [0, 3, 1]}, None, "ZeroDivisionError: no such luck"),
     "SIGTERM": ({"trouble": [TERM, 3, 0]}, EXIT_CODE, "preempted by SIGTERM to rank 0: stopped"),
-    "SIGKILL of one rank": ({"trouble": [KILL, 3, 1]}, None, "terminated with code -9"),
+    # Who sees it first: Lightning's launcher, or the other rank's wait for it.
+    "SIGKILL of one rank": (
+        {"trouble": [KILL, 3, 1]},
+        None,
+        "terminated with code -9|Another rank has failed",
+    ),
     "Ctrl-C": ({"trouble": [INT, 3, 0]}, 1, "Detected KeyboardInterrupt"),
 }
 
@@ -169,14 +174,15 @@ ENDS = {
 @pytest.mark.parametrize("end", ENDS)
 def test_nothing_is_left_after_any_end(end: str, tmp_path: Path) -> None:
     """Two ranks, started by Lightning; no process, half-written file or shared memory stays."""
-    extra, expected, words = ENDS[end]
+    extra, expected, either = ENDS[end]
     shared = set(os.listdir("/dev/shm"))
     code, said = run(tmp_path, {"devices": 2, "trainer": {"max_epochs": 2}, **extra})
     if expected is None:
         assert code != 0, said
     else:
         assert code == expected, said
-    assert words in said
+    words = next((words for words in either.split("|") if words in said), None)
+    assert words is not None, said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.name for path in files if path.name.startswith(".")] == []
     for path in files:

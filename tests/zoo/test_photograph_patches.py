@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.claim import photograph_patches, regularization
+from zoo.claim import photograph_patches, photographs, regularization
 from zoo.errors import PhysicsError
 from zoo.net.espcn import ESPCN
 from zoo.physics.bicubic import BicubicDownsampling
@@ -40,7 +40,7 @@ def test_shapes_of_espcn() -> None:
 def test_every_term_is_measured_for_both_nets(
     photographs_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(photograph_patches, "_PATH", photographs_path)
+    monkeypatch.setattr(photographs, "_PATH", photographs_path)
     monkeypatch.setattr(regularization, "_TIMED_STEPS", 1)
     monkeypatch.setattr(photograph_patches, "_N_TRAIN", 2)
     problems = [
