@@ -92,12 +92,16 @@ class UnusedOnBoth(Regression):
         return torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.5)
 
 
-class TwoOptimizers(Regression):
-    """Manual optimization in turns, as in adversarial training; one group is absent each time."""
+class Manual(Regression):
+    """Manual optimization: ``training_step`` makes the whole step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
+
+
+class TwoOptimizers(Manual):
+    """In turns, as in adversarial training; one group is absent each time."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y = batch
@@ -117,12 +121,8 @@ class TwoOptimizers(Regression):
         )
 
 
-class ManualAccumulation(Regression):
+class ManualAccumulation(Manual):
     """Every second micro-batch syncs, by ``toggle_model(sync_grad=...)``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y = batch

@@ -60,12 +60,8 @@ def test_fits_end_as_with_ddp(config: dict[str, Any]) -> None:
     assert run_ranks(2, all_fits, config, timeout_s=240) == [[], []]
 
 
-class Clips(modules.Regression):
-    """Manual optimization, of whose clipping the Trainer knows nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
+class Clips(modules.Manual):
+    """Of its clipping the Trainer knows nothing."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, y = batch
