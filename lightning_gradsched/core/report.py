@@ -177,8 +177,8 @@ def _prediction(timeline: Timeline) -> Prediction:
 
 
 def _fastest_of(timelines: Sequence[Timeline], groups: Sequence[GroupInfo]) -> list[Fastest]:
-    steps = [timeline.transfers_s() for timeline in timelines]
-    return [Fastest(min(step[group.label] for step in steps)) for group in groups]
+    steps = [timeline.transfers() for timeline in timelines]
+    return [Fastest(min(step[group.label].length_s for step in steps)) for group in groups]
 
 
 def _rows(
@@ -190,7 +190,7 @@ def _rows(
 ) -> tuple[GroupRow, ...]:
     expected = _expected(predicted) if predicted is not None else {}
     queued = {s.label: s for s in timeline.spans if s.track == QUEUE}
-    sent = {s.label: s for s in timeline.spans if s.track == COMMUNICATION}
+    sent = timeline.transfers()
     own = timeline.own_transfers()
     backward_end_s = _backward_end_s(timeline)
     rows: list[GroupRow] = []
@@ -230,7 +230,7 @@ def _course(queue: Span, sent: Span, own: Sequence[Span]) -> Course:
         order_s=queue.end_s - queue.start_s,
         fill_s=sent.start_s - queue.end_s,
         link_s=own[0].start_s - sent.start_s + others_s,
-        transfer_s=sum(piece.end_s - piece.start_s for piece in own),
+        transfer_s=sum(piece.length_s for piece in own),
     )
 
 

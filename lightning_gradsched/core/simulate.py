@@ -80,28 +80,22 @@ def _transfers(
     cost: CostModel,
     link_free_s: float = 0.0,
 ) -> Iterator[Span]:
-    """A group that travels in pieces is under way from the launch of the first.
-
-    The link is still busy with the step before until ``link_free_s``.
-    """
+    """Of a group that travels in pieces, each. Until ``link_free_s`` the step before is sent."""
     of_name = {param.name: param for param in profile.params}
     n_pieces = Counter(schedule.launches)
-    left = Counter(n_pieces)
-    ready_s: dict[int, float] = {}
-    began_s: dict[int, float] = {}
+    launched: set[int] = set()
     launch_s = 0.0
     for number in schedule.launches:
         members = [of_name[name] for name in plan.groups[number]]
-        ready_s[number] = max(member.ready_s for member in members)
-        launch_s = max(ready_s[number], launch_s)
-        began_s.setdefault(number, launch_s)
+        ready_s = max(member.ready_s for member in members)
+        launch_s = max(ready_s, launch_s)
         nbytes = _message_nbytes(plan, number, [m.nbytes for m in members]) / n_pieces[number]
         link_free_s = max(launch_s, link_free_s) + float(cost.all_reduce_s(nbytes))
-        left[number] -= 1
-        if left[number] == 0:
-            label = first_half(str(number)) if plan.owners_of(number) else str(number)
-            yield Span(QUEUE, str(number), ready_s[number], began_s[number])
-            yield Span(COMMUNICATION, label, began_s[number], link_free_s)
+        label = first_half(str(number)) if plan.owners_of(number) else str(number)
+        if number not in launched:
+            launched.add(number)
+            yield Span(QUEUE, str(number), ready_s, launch_s)
+        yield Span(COMMUNICATION, label, launch_s, link_free_s)
 
 
 def _message_nbytes(plan: GroupPlan, group: int, nbytes: Sequence[int]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 COMPUTE = "compute"
@@ -28,6 +27,10 @@ class Span(NamedTuple):
     label: str
     start_s: float
     end_s: float
+
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +58,36 @@ class Timeline:
         both = _length([*compute, *self._intervals(COMMUNICATION)])
         return both - _length(compute)
 
-    def transfers_s(self) -> dict[str, float]:
-        """Seconds from the launch of each group to the end of its communication."""
-        sent = (span for span in self.spans if span.track == COMMUNICATION)
-        return {span.label: span.end_s - span.start_s for span in sent}
+    def transfers(self) -> dict[str, Span]:
+        """The communication of each group, from the launch of its first piece to its last's end."""
+        whole: dict[str, Span] = {}
+        for span in self._sent():
+            first = whole.setdefault(span.label, span)
+            whole[span.label] = first._replace(end_s=max(first.end_s, span.end_s))
+        return whole
 
     def own_transfers(self) -> dict[str, tuple[Span, ...]]:
         """The communication of each group while the link was its own: one piece or more.
 
-        Of transfers under way at once, the link is that one's which ends first. So they take turns
-        in the order of their launches, but for groups that travel in pieces, to let others pass.
+        Pieces take turns in the order of their launches: of those under way at once, each begins
+        when the one before has ended.
 
-        >>> spans = Span("communication", "0", 1, 4), Span("communication", "1", 2, 5)
-        >>> Timeline(spans).own_transfers()["1"]
-        (Span(track='communication', label='1', start_s=4, end_s=5),)
-        >>> spans = Span("communication", "0", 1, 5), Span("communication", "1", 2, 4)
-        >>> [(piece.start_s, piece.end_s) for piece in Timeline(spans).own_transfers()["0"]]
-        [(1, 2), (4, 5)]
+        >>> spans = [("0", 1, 3), ("1", 1, 4), ("0", 2, 6)]
+        >>> own = Timeline(tuple(Span("communication", *span) for span in spans)).own_transfers()
+        >>> [[(piece.start_s, piece.end_s) for piece in own[group]] for group in "01"]
+        [[(1, 3), (4, 6)], [(3, 4)]]
         """
-        sent = sorted((s for s in self.spans if s.track == COMMUNICATION), key=lambda s: s.start_s)
-        own: dict[str, list[Span]] = {span.label: [] for span in sent}
-        under_way: list[tuple[float, int]] = []  # a heap of ends, and of places in `sent`
-        starts_s = [*(span.start_s for span in sent), float("inf")]
-        now_s = float("-inf")
-        for number, span in enumerate(sent):
-            heappush(under_way, (span.end_s, number))
-            now_s = max(now_s, span.start_s)
-            while under_way and now_s < starts_s[number + 1]:
-                end_s, first = under_way[0]
-                until_s = min(end_s, starts_s[number + 1])
-                _go_on(own[sent[first].label], sent[first], now_s, until_s)
-                now_s = max(now_s, until_s)
-                if end_s <= now_s:
-                    heappop(under_way)
-        # Who had no time of its own has come at its end.
-        return {s.label: tuple(own[s.label]) or (s._replace(start_s=s.end_s),) for s in sent}
+        own: dict[str, list[Span]] = {}
+        link_free_s = float("-inf")
+        for span in self._sent():
+            begin_s = min(max(span.start_s, link_free_s), span.end_s)
+            _go_on(own.setdefault(span.label, []), span._replace(start_s=begin_s))
+            link_free_s = max(link_free_s, span.end_s)
+        return {label: tuple(pieces) for label, pieces in own.items()}
+
+    def _sent(self) -> list[Span]:
+        """Pieces of communication in the order of their launches."""
+        return sorted((s for s in self.spans if s.track == COMMUNICATION), key=lambda s: s.start_s)
 
     def _intervals(self, track: str) -> list[Interval]:
         return [(span.start_s, span.end_s) for span in self.spans if span.track == track]
@@ -114,12 +112,11 @@ class Timeline:
         return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _go_on(pieces: list[Span], span: Span, from_s: float, to_s: float) -> None:
-    """Add a piece of ``span``, to the last one where it follows that at once."""
-    if pieces and pieces[-1].end_s == from_s:
-        pieces[-1] = pieces[-1]._replace(end_s=to_s)
-    elif from_s < to_s:
-        pieces.append(span._replace(start_s=from_s, end_s=to_s))
+def _go_on(pieces: list[Span], piece: Span) -> None:
+    """Add ``piece``: to the last one where it follows that at once."""
+    if pieces and pieces[-1].end_s == piece.start_s:
+        piece = piece._replace(start_s=pieces.pop().start_s)
+    pieces.append(piece)
 
 
 def _length(intervals: Iterable[Interval]) -> float:

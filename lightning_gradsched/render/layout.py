@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from lightning_gradsched.core.report import BACKWARD, BETWEEN
 from lightning_gradsched.core.timeline import (
-    COMMUNICATION,
     COMPUTE,
     QUEUE,
     Interval,
@@ -118,9 +117,9 @@ def _panel(
     own = step.own_transfers()
     waits = [s for s in step.spans if s.track == QUEUE]
     waits += [
-        Span(QUEUE, s.label, s.start_s, own[s.label][0].start_s)
-        for s in step.spans
-        if s.track == COMMUNICATION and own[s.label][0].start_s > s.start_s
+        Span(QUEUE, label, whole.start_s, own[label][0].start_s)
+        for label, whole in step.transfers().items()
+        if own[label][0].start_s > whole.start_s
     ]
     rows = [_row("compute", [_compute_boxes(step, start_s, with_ms)])]
     long_waits = [s for s in waits if s.end_s - s.start_s > SHORTEST_WAIT * (end_s - start_s)]

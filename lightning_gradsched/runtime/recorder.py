@@ -92,9 +92,9 @@ class Recorder:
         self._step_began = clock.mark()
         self._ready: dict[int, Any] = {}
         self._turn: dict[int, Any] = {}
-        self._launched: dict[int, Any] = {}
-        self._finished: dict[int, Any] = {}
-        self._sums: dict[int, tuple[Any, Any]] = {}  # first halves, from launch to end
+        # From launch to end, by piece; of groups that travel in halves, first and second ones.
+        self._sent: dict[int, list[tuple[Any, Any]]] = {}
+        self._sums: dict[int, list[tuple[Any, Any]]] = {}
         # Of a step that leaves groups to the next forward, which it lasts to the end of.
         self._is_left_open = False
         self._waits: list[tuple[Any, Any]] = []
@@ -114,12 +114,12 @@ class Recorder:
         self._turn[group] = self._clock.mark()
 
     def launched(self, group: int, work: Work) -> None:
-        self._launched.setdefault(group, self._clock.mark())  # of several pieces, the first
-        self._finished[group] = self._clock.mark_when_done(work)
+        piece = self._clock.mark(), self._clock.mark_when_done(work)
+        self._sent.setdefault(group, []).append(piece)
 
     def second_half(self, group: int, work: Work) -> None:
         """The first has ended; see [Note: halves] in runtime/scatter.py."""
-        self._sums[group] = self._launched.pop(group), self._finished[group]
+        self._sums[group] = self._sent.pop(group)
         self.launched(group, work)
 
     def backward_ended(self) -> None:
@@ -186,29 +186,27 @@ class Recorder:
         yield Span(COMPUTE, BETWEEN, began_s, self._at(self._next_backward_began))
 
     def _group_spans(self, group: int) -> list[Span]:
-        turn_s, launched_s = self._at(self._turn[group]), self._at(self._launched[group])
-        sums = self._sums_span(group)
-        filled_s = sums[0].start_s if sums else launched_s
+        turn_s = self._at(self._turn[group])
         # A group that did not fill up by itself was closed when backward ended.
         ready_s = min(turn_s, self._at(self._ready.get(group, self._backward_ended)))
+        sums = self._sent_spans(first_half(str(group)), self._sums.get(group, ()), self._ended)
         # The callback of a collective may still be on its way when its waiter goes on.
-        finished_s = self._at(
-            self._finished[group] or (self._next_backward_ended if self._lags else self._ended)
-        )
+        at_latest = self._next_backward_ended if self._lags else self._ended
+        sent = self._sent_spans(str(group), self._sent[group], at_latest)
         return [
             Span(QUEUE, str(group), ready_s, turn_s),
-            Span(COMPUTE, f"fill {group}", turn_s, filled_s),
+            Span(COMPUTE, f"fill {group}", turn_s, (sums or sent)[0].start_s),
             *sums,
-            Span(COMMUNICATION, str(group), launched_s, finished_s),
+            *sent,
         ]
 
-    def _sums_span(self, group: int) -> list[Span]:
-        """Of a group that travels in halves, the first one."""
-        if group not in self._sums:
-            return []
-        launched, summed = self._sums[group]
-        end_s = self._at(summed or self._ended)
-        return [Span(COMMUNICATION, first_half(str(group)), self._at(launched), end_s)]
+    def _sent_spans(
+        self, label: str, pieces: Iterable[tuple[Any, Any]], at_latest: Any
+    ) -> list[Span]:
+        return [
+            Span(COMMUNICATION, label, self._at(launched), self._at(finished or at_latest))
+            for launched, finished in pieces
+        ]
 
     def _at(self, mark: Any) -> float:
         return self._clock.seconds(self._backward_began, mark)
@@ -271,8 +269,8 @@ class StepRecords:
                 " or for this rank's own report()"
             )
         steps = [number for number, _ in self._complete()]
-        sent_s = [timeline.transfers_s() for timeline in self.timelines()]
-        seconds = [[step[group.label] for group in self._groups] for step in sent_s]
+        sent = [timeline.transfers() for timeline in self.timelines()]
+        seconds = [[step[group.label].length_s for group in self._groups] for step in sent]
         return consensus.agree_on_fastest(collectives, steps, seconds)
 
     def report(

@@ -20,7 +20,7 @@ from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
 from lightning_gradsched.core.report import BETWEEN, GroupInfo, OverlapReport
 from lightning_gradsched.core.schedule import ReductionSchedule, lower, lower_into_forward
 from lightning_gradsched.core.simulate import simulate
-from lightning_gradsched.core.timeline import COMMUNICATION, Timeline
+from lightning_gradsched.core.timeline import Timeline
 from lightning_gradsched.errors import PlanError
 from tests.core.test_bound import COSTS, random_profile
 
@@ -89,8 +89,9 @@ def test_pieces_let_what_is_urgent_through() -> None:
     assert str(schedule) == "R0 R0 R1 R0 R0 W1 | W0"
     # Two of its four pieces in 1..3, the stem 4..5, the others 5..7; the head is used at 6.5.
     timeline = simulate(schedule, pieces, two_layers(), ONE)
-    sent = [(s.label, s.start_s, s.end_s) for s in timeline.spans if s.track == COMMUNICATION]
-    assert sent == [("1", 4.0, 5.0), ("0", 1.0, 7.0)]
+    own = timeline.own_transfers()
+    sent = {label: [piece[2:] for piece in pieces] for label, pieces in own.items()}
+    assert sent == {"0": [(1, 3), (5, 7)], "1": [(4, 5)]}
     assert timeline.extent_s() == 7.5
     assert step_s(whole, two_layers(), ONE) == 7.5
 

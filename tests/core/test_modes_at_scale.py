@@ -62,8 +62,8 @@ def test_a_sharded_step_by_hand(message_s: float, step_s: float) -> None:
 
 def test_shards_send_half_as_many_bytes_again() -> None:
     cost = AlphaBeta(0.0, 1e-3)
-    sent = simulate_sharded(per_tensor(PROFILE, cost), PROFILE, cost).transfers_s()
-    gathered = sum(seconds for label, seconds in sent.items() if label.startswith("weights"))
+    sent = simulate_sharded(per_tensor(PROFILE, cost), PROFILE, cost).transfers()
+    gathered = sum(span.length_s for label, span in sent.items() if label.startswith("weights"))
     assert gathered == pytest.approx(0.5 * 3)
 
 

@@ -28,21 +28,28 @@ def test_busy_time_is_the_union_and_exposed_time_what_compute_does_not_cover() -
 
 
 def test_a_transfer_lasts_from_its_launch_and_is_its_own_from_when_the_link_is_free() -> None:
-    assert STEP.transfers_s() == {"0": 4.0, "1": 6.0, "2": 1.0}
+    assert {g: span.length_s for g, span in STEP.transfers().items()} == {"0": 4, "1": 6, "2": 1}
     own = STEP.own_transfers()
     assert [[p[2:] for p in own[g]] for g in "012"] == [[(3, 7)], [(7, 12)], [(13, 14)]]
 
 
 def test_a_transfer_in_pieces_lets_others_pass() -> None:
-    spans = [("big", 0, 9), ("urgent", 1, 3), ("next", 2, 5), ("with it", 4, 5), ("alone", 11, 12)]
-    own = Timeline(tuple(Span(COMMUNICATION, *span) for span in spans)).own_transfers()
+    spans = [("big", 0, 2), ("urgent", 1, 3), ("big", 1, 5), ("big", 4, 6), ("last", 8, 9)]
+    step = Timeline(tuple(Span(COMMUNICATION, *span) for span in spans))
+    own = step.own_transfers()
     assert {label: [piece[2:] for piece in pieces] for label, pieces in own.items()} == {
-        "big": [(0, 1), (5, 9)],
-        "urgent": [(1, 3)],
-        "next": [(3, 5)],
-        "with it": [(5, 5)],
-        "alone": [(11, 12)],
+        "big": [(0, 2), (3, 6)],
+        "urgent": [(2, 3)],
+        "last": [(8, 9)],
     }
+    assert step.transfers()["big"].length_s == 6
+
+
+def test_of_transfers_that_end_at_once_the_first_has_had_the_link() -> None:
+    """As where all wait for a late rank: the second ends first, by another thread."""
+    spans = Span(COMMUNICATION, "first", 0, 9.25), Span(COMMUNICATION, "second", 1, 9)
+    own = Timeline(spans).own_transfers()
+    assert [[piece[2:] for piece in pieces] for pieces in own.values()] == [[(0, 9.25)], [(9, 9)]]
 
 
 def test_chrome_trace_spreads_overlapping_spans_over_rows() -> None:
