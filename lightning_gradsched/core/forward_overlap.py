@@ -16,7 +16,7 @@ from math import ceil
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.plan import GroupPlan, ddp, mg_wfbp, optimal, per_tensor, single
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
-from lightning_gradsched.core.schedule import lower_into_forward
+from lightning_gradsched.core.schedule import Action, ReductionSchedule, lower_into_forward
 from lightning_gradsched.core.simulate import simulate
 
 NAME = "forward_overlap"
@@ -27,11 +27,38 @@ PIECES_NBYTES = (MIB, 4 * MIB, 8 * MIB, 16 * MIB)
 # So many plans are refined, the best as they are; with more groups it takes long and saves little.
 N_REFINED = 3
 MOST_REFINED_GROUPS = 128
+# What is predicted to have come by this share of backward is taken to be there at its end.
+SURELY_HIDDEN = 0.9
 
 
 def step_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
     """Seconds of a whole step of ``plan`` whose reductions go on into the next forward."""
     return simulate(lower_into_forward(plan, profile), plan, profile, cost).extent_s()
+
+
+def lower_with_forward(
+    plan: GroupPlan, profile: BackwardProfile, cost: CostModel
+) -> ReductionSchedule:
+    """As ``lower_into_forward``, but the end of backward waits too for what has long come by then.
+
+    To leave a group open costs the host time for each of its parameters, and gains nothing where
+    backward hides it. Without times in ``profile`` nothing is known of that.
+    """
+    schedule = lower_into_forward(plan, profile)
+    own = simulate(schedule, plan, profile, cost).own_transfers()
+    until_s = SURELY_HIDDEN * profile.backward_s
+    come = {n for n in schedule.left_open if own[str(n)][-1].end_s < until_s}
+    waits = (Action("W", number) for number in schedule.order if number in come)
+    until_gathers = len(schedule.backward) - len(schedule.gathers)
+    return replace(
+        schedule,
+        backward=(
+            *schedule.backward[:until_gathers],
+            *waits,
+            *schedule.backward[until_gathers:],
+        ),
+        forward=tuple(action for action in schedule.forward if action.group not in come),
+    )
 
 
 def forward_overlap(profile: BackwardProfile, cost: CostModel) -> GroupPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -115,11 +115,11 @@ class Bucket(Tally):
     flat: Tensor = field(init=False)
     tail: Tensor = field(init=False)  # a count a parameter, then the signals
     views: list[Tensor] = field(init=False)
-    _params: list[Tensor] = field(init=False)
+    params: list[Tensor] = field(init=False)
     _absent: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._params = [slot.param for slot in self.slots]
+        self.params = [slot.param for slot in self.slots]
         self.lay_out()
         for slot in self.slots:
             slot.move_to(self)
@@ -161,7 +161,7 @@ class Bucket(Tally):
     def fill(self) -> None:
         """Lay the members' gradients out in ``flat``, undivided; views are there already."""
         self.result = None
-        grads: list[Tensor] = list(map(_grad_of, self._params))  # None where there is none
+        grads: list[Tensor] = list(map(_grad_of, self.params))  # None where there is none
         self._absent = self._find_absent(grads)
         self._gather(grads)
         self.tail.fill_(1)
@@ -217,7 +217,7 @@ class Bucket(Tally):
         ]
 
     def _gather(self, grads: list[Tensor]) -> None:
-        params, views = self._params, self.views
+        params, views = self.params, self.views
         if self._absent or any(map(is_, grads, views)):
             params, views, grads = self._find_moves()
         if params:
@@ -231,7 +231,7 @@ class Bucket(Tally):
         self._set_absent_aside()
         moves = [
             (param, view, grad)
-            for param, view in zip(self._params, self.views, strict=True)
+            for param, view in zip(self.params, self.views, strict=True)
             if (grad := param.grad) is not None and grad is not view
         ]
         params, views, grads = zip(*moves, strict=True) if moves else ((), (), ())
@@ -284,9 +284,13 @@ class Bucket(Tally):
         """While it is under way: have ``completes`` called first when one looks at a gradient."""
         make_lazy(self.views, OpenGradient, completes)
 
+    def points_to_views(self) -> Iterator[bool]:
+        """For each member, whether its ``.grad`` is its view."""
+        return map(is_, map(_grad_of, self.params), self.views)
+
     def point_to_views(self, but: Container[int]) -> None:
         """Make ``.grad`` of each member, ``but`` for these by their places, its view."""
-        if all(map(is_, map(_grad_of, self._params), self.views)):
+        if all(self.points_to_views()):
             return  # since they were filled, as most are
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
             if slot.param.grad is not view and i not in but:

@@ -11,10 +11,11 @@ that is read is the one that it would have been had the step waited for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress, repeat
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,7 +136,9 @@ class OpenGroups:
         if getattr(optimizer, "found_inf", None) is not None:
             self.flush()  # GradScaler lends it that, and the scale, for the time of this step
         # By id: torch hashes a tensor in Python, and there are thousands.
-        bucket_of = {id(param): bucket for bucket, param in self._undecided()}
+        bucket_of: dict[int, Bucket] = {}
+        for bucket, params in self._undecided():
+            bucket_of.update(zip(map(id, params), repeat(bucket)))
         passed = []
         updates: dict[Bucket, DueUpdate] = {}
         for group in optimizer.param_groups if bucket_of else ():
@@ -154,13 +157,12 @@ class OpenGroups:
             make_lazy(update.params(), DueParameter, partial(self._complete, bucket))
         return passed
 
-    def _undecided(self) -> Iterator[tuple[Bucket, Tensor]]:
+    def _undecided(self) -> Iterator[tuple[Bucket, Iterable[Tensor]]]:
         """Parameters whose ``.grad`` is open, and that no optimizer has stepped over yet."""
         for bucket, group in self._open.items():
+            params = compress(bucket.params, bucket.points_to_views())
             noted = set(map(id, _due(group)))
-            for slot, view in zip(bucket.slots, bucket.views, strict=True):
-                if slot.param.grad is view and id(slot.param) not in noted:
-                    yield bucket, slot.param
+            yield bucket, [p for p in params if id(p) not in noted] if noted else params
 
     def _about_to_run(self, owner: nn.Module, _inputs: Any) -> None:
         if self._open:
@@ -199,9 +201,11 @@ def _divide(
     """Those of ``params`` that are in no bucket, and those that are, by bucket."""
     kept: list[Tensor] = []
     late: dict[Bucket, list[Tensor]] = {}
-    for param in params:
-        bucket = bucket_of.get(id(param))
-        (kept if bucket is None else late.setdefault(bucket, [])).append(param)
+    for param, bucket in zip(params, map(bucket_of.get, map(id, params)), strict=True):
+        if bucket is None:
+            kept.append(param)
+        else:
+            late.setdefault(bucket, []).append(param)
     return kept, late
 
 
@@ -216,19 +220,18 @@ def _as_they_are(group: dict[str, Any]) -> dict[str, Any]:
 
 def _make(update: DueUpdate, bucket: Bucket) -> None:
     """The optimizer's own step, of these parameters alone; what hooks on it run has run before."""
-    view_of = {slot.param: v for slot, v in zip(bucket.slots, bucket.views, strict=True)}
-    params = list(update.params())
-    grads = [param.grad for param in params]
+    view_of = dict(zip(map(id, bucket.params), bucket.views, strict=True))
+    # None where they have been zeroed since the step.
+    moved = [(p, p.grad) for p in update.params() if p.grad is not view_of[id(p)]]
     optimizer, groups = update.optimizer, update.optimizer.param_groups
     optimizer.param_groups = update.param_groups
     try:
-        for param in params:
-            param.grad = view_of[param]
+        for param, _ in moved:
+            param.grad = view_of[id(param)]
         _bare_step(optimizer)
     finally:
         optimizer.param_groups = groups
-        # None where they have been zeroed since the step.
-        for param, grad in zip(params, grads, strict=True):
+        for param, grad in moved:
             param.grad = grad
 
 

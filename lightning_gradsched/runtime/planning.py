@@ -23,6 +23,7 @@ from lightning_gradsched.core.candidates import (
     forward_candidates,
     lagged_candidates,
 )
+from lightning_gradsched.core.forward_overlap import lower_with_forward
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -37,7 +38,6 @@ from lightning_gradsched.core.scatter import faster_with_norms, in_halves
 from lightning_gradsched.core.schedule import (
     ReductionSchedule,
     lower,
-    lower_into_forward,
     lower_with_lag,
 )
 from lightning_gradsched.core.simulate import simulate
@@ -160,7 +160,7 @@ class Planning:
         if self._config.gradient_lag:
             return lower_with_lag(plan)
         if self._config.overlap_forward and self.profiler is None:
-            return lower_into_forward(plan, profile)
+            return lower_with_forward(plan, profile, self._cost)
         return lower(plan)
 
     @property

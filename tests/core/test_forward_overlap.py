@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,11 @@ from benchmarks.tables import TABLES
 from lightning_gradsched.core import schedule as schedule_module
 from lightning_gradsched.core.bound import bounds
 from lightning_gradsched.core.cost import AlphaBeta, CostModel
-from lightning_gradsched.core.forward_overlap import forward_overlap, step_s
+from lightning_gradsched.core.forward_overlap import (
+    forward_overlap,
+    lower_with_forward,
+    step_s,
+)
 from lightning_gradsched.core.plan import (
     PLANNER_NAMES,
     GroupPlan,
@@ -94,6 +99,51 @@ def test_pieces_let_what_is_urgent_through() -> None:
     assert sent == {"0": [(1, 3), (5, 7)], "1": [(4, 5)]}
     assert timeline.extent_s() == 7.5
     assert step_s(whole, two_layers(), ONE) == 7.5
+
+
+def test_backward_waits_for_what_has_long_come() -> None:
+    thirds = (
+        ParamProfile("a", 1, ready_s=1.0, needed_s=3.0),
+        ParamProfile("b", 1, ready_s=2.0, needed_s=2.0),
+    )
+    stem = ParamProfile("stem", 3, ready_s=8.0, needed_s=1.0)
+    profile = BackwardProfile((*thirds, stem), forward_s=4.0, backward_s=10.0)
+    plan = GroupPlan("test", (("a",), ("b",), ("stem",)))
+    # They end at 2, 3 and 11; of a backward of 3 seconds the second ends too near to its end.
+    assert str(lower_with_forward(plan, profile, ONE)) == "R0 R1 R2 W0 W1 | W2"
+    soon = replace(profile, backward_s=3.0)
+    assert str(lower_with_forward(plan, soon, ONE)) == "R0 R1 R2 W0 | W2 W1"
+    unmeasured = replace(profile, forward_s=0.0, backward_s=0.0)
+    for cost in (ONE, AlphaBeta(0.0, 0.0)):
+        assert str(lower_with_forward(plan, unmeasured, cost)) == "R0 R1 R2 W0 | W2 W1"
+
+
+def test_where_backward_hides_all_nothing_is_left_open() -> None:
+    params = (
+        ParamProfile("head", 1, ready_s=1.0, needed_s=1.0),
+        ParamProfile("stem", 1, ready_s=2.0),
+    )
+    profile = BackwardProfile(params, forward_s=4.0, backward_s=10.0)
+    plan = GroupPlan("test", (("head",), ("stem",)))
+    assert lower_with_forward(plan, profile, ONE) == lower(plan)
+
+
+def test_second_halves_are_left_open() -> None:
+    params = tuple(ParamProfile(n, 2, ready_s=i, needed_s=9 - i) for i, n in enumerate("abc"))
+    profile = BackwardProfile(params, forward_s=9.0, backward_s=100.0)
+    halves = GroupPlan("test", (("a",), ("b",), ("c",)), owners=((), (0,), ()), n_ranks=2)
+    assert str(lower_with_forward(halves, profile, ONE)) == "R0 S1 R2 W0 W2 G1 | W1"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_backward_waits_for_makes_no_step_longer(seed: int) -> None:
+    profile = random_profile(seed, 12)
+    for cost in COSTS:
+        plan = forward_overlap(profile, cost)
+        schedule = lower_with_forward(plan, profile, cost)
+        assert simulate(schedule, plan, profile, cost).extent_s() == pytest.approx(
+            step_s(plan, profile, cost)
+        )
 
 
 def test_a_schedule_reads_what_it_prints() -> None:
