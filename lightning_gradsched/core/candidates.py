@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -56,16 +57,18 @@ def forward_candidates(
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions go on into the next forward.
 
-    Besides DDP's groups: the best that is found, then others with twice or half as many groups, for
-    what a group costs on the host, or gains there by coming early, is in no prediction.
+    Besides DDP's groups, and the best plan that ends with backward: the best that is found, then
+    others with twice or half as many groups. For what a group costs on the host, or gains there by
+    coming early, and what is left open costs, is in no prediction.
     """
     own = ddp(profile, cost)
+    at_end = replace(candidates(profile, cost, most=2)[0].plan, ends_with_backward=True)
     ranked = sorted(forward_plans(profile, cost), key=partial(step_s, profile=profile, cost=cost))
     owns = next((plan for plan in ranked if plan.groups == own.groups), own)
     others = [plan for plan in ranked if plan.groups != own.groups]
     unlike = _unlike_in_number([forward_overlap(profile, cost), *others])
     lowered = partial(lower_into_forward, profile=profile)
-    return tuple(_ranked([*islice(unlike, most - 1), owns], lowered, profile, cost))
+    return tuple(_ranked([*islice(unlike, most - 2), owns, at_end], lowered, profile, cost))
 
 
 def _unlike_in_number(plans: Iterable[GroupPlan]) -> Iterator[GroupPlan]:

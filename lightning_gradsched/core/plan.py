@@ -38,6 +38,7 @@ class GroupPlan:
     ``owners``: for each group the ranks that its parameters belong to, by which they are summed and
     then sent to all; of a group that is all-reduced, none. Empty: all are all-reduced. ``n_ranks``:
     among so many, where there are owners.
+    ``ends_with_backward``: nothing of it is left to the next forward, where others leave something.
 
     >>> GroupPlan("halves", (("a",), ("b", "c"))).launch_order
     (0, 1)
@@ -50,6 +51,7 @@ class GroupPlan:
     launches: tuple[int, ...] = ()
     owners: tuple[tuple[int, ...], ...] = ()
     n_ranks: int = 1
+    ends_with_backward: bool = False
 
     @property
     def launch_order(self) -> tuple[int, ...]:

@@ -153,10 +153,11 @@ def lower_into_forward(plan: GroupPlan, profile: BackwardProfile) -> ReductionSc
 
     The end of backward waits for the group that is launched completely first: it carries what
     ranks tell one another. The waits of the forward are in the order of its first uses. Groups that
-    belong to ranks travel in halves, the second ones in that order too.
+    belong to ranks travel in halves, the second ones in that order too. A plan that ends with
+    backward is lowered as by ``lower``.
     """
     order = plan.launch_order
-    if not order:
+    if not order or plan.ends_with_backward:
         return lower(plan)
     last = {group: turn for turn, group in enumerate(order)}
     first = min(last, key=last.__getitem__)

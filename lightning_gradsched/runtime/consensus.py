@@ -93,7 +93,7 @@ def check_batches(collectives: Collectives, n_batches: float) -> None:
 
 def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
     """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    value = [plan.planner, plan.groups, plan.launches, plan.owners]
+    value = [plan.planner, plan.groups, plan.launches, plan.owners, plan.ends_with_backward]
     _check_same(collectives, value, "the plan", _explain_plan)
 
 
@@ -253,8 +253,9 @@ def _describe(table: list[list[Any]], index: int) -> str:
 def _explain_plan(ranks: Unlike) -> str:
     ours, groups, *others = ranks.has
     theirs, other_groups, *other_others = ranks.other_has
-    further = zip(("the order of their launches", "the owners"), others, other_others, strict=True)
-    rest = (what for what, a, b in further if a != b)
+    what = ("the order of their launches", "the owners", "whether they end with backward")
+    further = zip(what, others, other_others, strict=True)
+    rest = (name for name, a, b in further if a != b)
     pairs = zip_longest(groups, other_groups)
     unlike = (f"{a} against {b}" for a, b in pairs if a != b)
     first = next(chain(unlike, rest), "their name")

@@ -186,6 +186,7 @@ class Planning:
             "launches": list(self.plan.launches),
             "owners": [list(ranks) for ranks in self.plan.owners],
             "n_ranks": self.plan.n_ranks,
+            "ends_with_backward": self.plan.ends_with_backward,
             "profile": profile,
         }
 
@@ -195,7 +196,8 @@ class Planning:
         groups = tuple(map(tuple, state["groups"]))
         owners = tuple(map(tuple, state.get("owners", ())))
         launches = tuple(state.get("launches", ()))
-        plan = GroupPlan(state["planner"], groups, launches, owners, state.get("n_ranks", 1))
+        n_ranks, at_end = state.get("n_ranks", 1), state.get("ends_with_backward", False)
+        plan = GroupPlan(state["planner"], groups, launches, owners, n_ranks, at_end)
         names = [name for group in plan.groups for name in group]
         same = state["settings"] == _deciding(self._config, self._collectives.world_size)
         may_scatter = self._config.scatter_gradients or self.norms is not None
