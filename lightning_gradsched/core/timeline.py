@@ -81,7 +81,9 @@ class Timeline:
         link_free_s = float("-inf")
         for span in self._sent():
             begin_s = min(max(span.start_s, link_free_s), span.end_s)
-            _go_on(own.setdefault(span.label, []), span._replace(start_s=begin_s))
+            pieces = own.setdefault(span.label, [])
+            if not pieces or begin_s < span.end_s:
+                _go_on(pieces, span._replace(start_s=begin_s))
             link_free_s = max(link_free_s, span.end_s)
         return {label: tuple(pieces) for label, pieces in own.items()}
 
