@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import pickle
+import re
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -78,6 +79,15 @@ def errors_of_ranks(n_ranks: int, function: Callable[..., Any], *args: Any) -> l
     errors = run_ranks(n_ranks, _error_of, function, *args)
     measured.record(errors[0])
     return errors
+
+
+def names_silent(rank: int, text: str) -> bool:
+    """Whether ``text`` says that ``rank`` does not answer: alone, or with others.
+
+    A live rank may answer too late where the machine is loaded, and is then named as well.
+    """
+    silent = rf"Ranks? (?:\d+, )*{rank}(?:, \d+)* do(?:es)? not answer"
+    return re.search(silent, text) is not None
 
 
 def _error_of(rank: int, function: Callable[..., Any], *args: Any) -> str:
