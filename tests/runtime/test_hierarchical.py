@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +10,7 @@ from torch import Tensor
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.hierarchical import HierarchicalAllReduce
 from tests.ranks import run_ranks
+from tests.runtime.threads import left_threads
 
 TIMEOUT_S = 20.0
 
@@ -83,7 +82,8 @@ def test_a_sub_group_can_have_one_again_and_again():
 def silent_rank(rank: int) -> str:
     """Rank 3 never reduces; the others must not wait for longer than the timeout."""
     collectives = Collectives(None, torch.device("cpu"), TIMEOUT_S)
-    network = HierarchicalAllReduce(collectives, [0, 0, 1, 1], timeout_s=1.0)
+    network = HierarchicalAllReduce(collectives, [0, 0, 1, 1], timeout_s=8.0)
+    dist.barrier()  # the timeout is that of rank 3, and of nobody who still connects
     message = ""
     if rank != 3:
         works = [network.all_reduce(gradient(rank, 1000)) for _ in range(3)]
@@ -94,7 +94,7 @@ def silent_rank(rank: int) -> str:
     dist.barrier()
     network.close()
     collectives.close()
-    assert own_threads() == []
+    assert left_threads("node") == []
     return message
 
 
@@ -120,12 +120,8 @@ def closed_early(rank: int) -> bool:
         network.close()
     dist.barrier()
     collectives.close()
-    return own_threads() == []
+    return left_threads("node") == []
 
 
 def test_peers_of_a_closed_rank_end_at_once():
     assert run_ranks(4, closed_early) == [True] * 4
-
-
-def own_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if "node" in thread.name]

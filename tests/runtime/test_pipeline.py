@@ -11,17 +11,15 @@ from threading import enumerate as threads
 import pytest
 
 from lightning_gradsched.runtime.pipeline import Pipeline, Stage
+from tests.runtime.threads import left_threads
 
 TIMEOUT_S = 20.0
+OWN = "gradsched: stage"
 
 
 def pipeline(*stages: Callable[[str], object], on_fault: Callable[[], None] = lambda: None):
     named = [Stage(f"stage {i}", stage) for i, stage in enumerate(stages)]
     return Pipeline(named, on_fault, TIMEOUT_S)
-
-
-def own_threads() -> list[str]:
-    return [t.name for t in threads() if t.name.startswith("gradsched: stage")]
 
 
 def test_stages_overlap_and_each_keeps_the_order():
@@ -44,7 +42,7 @@ def test_stages_overlap_and_each_keeps_the_order():
     line.close()
     assert [entry for entry in log if "first" in entry] == ["first a", "first b"]
     assert log[-2:] == ["second a", "second b"]
-    assert own_threads() == []
+    assert left_threads(OWN) == []
 
 
 def test_a_work_is_done_when_its_last_item_is():
@@ -83,7 +81,7 @@ def test_a_fault_ends_the_other_stages_and_reaches_every_waiter():
     with pytest.raises(RuntimeError, match="stage 0 failed"):
         line.put(["d"]).wait()
     line.close()
-    assert own_threads() == []
+    assert left_threads(OWN) == []
 
 
 def test_close_breaks_off_what_does_not_end():
@@ -92,7 +90,7 @@ def test_close_breaks_off_what_does_not_end():
     works = [line.put(["a"]), line.put(["b"])]
     line.close()
     line.close()
-    assert own_threads() == []
+    assert left_threads(OWN) == []
     with pytest.raises(RuntimeError, match="was closed"):
         works[1].wait()
     with pytest.raises(RuntimeError, match="is closed"):
@@ -102,7 +100,7 @@ def test_close_breaks_off_what_does_not_end():
 def test_a_pipeline_that_is_given_up_ends_its_threads():
     line = pipeline(lambda _: None)
     line.put(["a"]).wait()
-    started = [t for t in threads() if t.name.startswith("gradsched: stage")]
+    started = [t for t in threads() if t.name.startswith(OWN)]
     assert len(started) == 1
     del line
     gc.collect()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lightning_gradsched.runtime.reduction import faster_way
 from tests.parity.nets import NETS, WIDTH
 from tests.parity.reference import average_gradients
 from tests.ranks import RankError, errors_of_ranks, run_ranks
+from tests.runtime.threads import left_threads
 
 MIB = 2**20
 
@@ -35,10 +35,6 @@ def on_nodes(rank: int, sizes: list[int]) -> None:
     """Have this process say that it runs on nodes of so many ranks, as torchrun would."""
     node = [n for n, size in enumerate(sizes) for _ in range(size)][rank]
     os.environ.update(GROUP_RANK=str(node), LOCAL_WORLD_SIZE=str(sizes[node]))
-
-
-def own_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if "node" in thread.name]
 
 
 def trained(rank: int, sizes: list[int], name: str, planner: str) -> tuple[Any, ...]:
@@ -66,7 +62,7 @@ def trained(rank: int, sizes: list[int], name: str, planner: str) -> tuple[Any, 
     n_groups = len(scheduler.plan.groups)
     comm_s = scheduler.report().comm_s
     scheduler.detach()
-    assert own_threads() == []
+    assert left_threads("node") == []
     return worst, gradients, scheduler.reduction, n_groups, comm_s
 
 
@@ -230,11 +226,11 @@ def one_dies(rank: int) -> None:
     with pytest.raises(ReductionError, match=r"for group 0 .* gives up"):
         loss.backward()
     scheduler.detach()
-    assert own_threads() == []
+    assert left_threads("node") == []
 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_step_of_all_others():
     with pytest.raises(RankError) as error:
-        run_ranks(4, one_dies)
+        run_ranks(4, one_dies, timeout_s=200.0)
     assert str(error.value) == "rank 3: died with exit code 7"
