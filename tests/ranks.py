@@ -41,6 +41,10 @@ FEW_SIZES = 4
 ALL_SIZES = calibration.LADDER_NBYTES
 
 
+# The group's own limit comes before a rank is killed: its traceback says where it waited.
+_GROUP_TIMEOUT_S, _BEFORE_KILL_S = 40.0, 20.0
+
+
 class RankError(AssertionError):
     """A rank failed or hung; holds every rank's traceback, and what each raised by its text."""
 
@@ -68,7 +72,9 @@ def outcomes_of_ranks(
     ("returned", value), ("raised", traceback), ("died", text) or ("hung", text), by rank.
     """
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [_start(rank, n_ranks, folder, function, args) for rank in range(n_ranks)]
+        group_timeout_s = max(_GROUP_TIMEOUT_S, timeout_s - _BEFORE_KILL_S)
+        joined_by = (n_ranks, folder, group_timeout_s)
+        ranks = [_start(rank, joined_by, function, args) for rank in range(n_ranks)]
         results = _collect(ranks, timeout_s)
     measured.ranks_took_s = max((seconds for *_, seconds in results), default=0.0)
     return [(how, value) for how, value, _ in results]
@@ -90,6 +96,21 @@ def names_silent(rank: int, text: str) -> bool:
     return re.search(silent, text) is not None
 
 
+def tell(what: str) -> None:
+    """From within a rank: end the others' waits in ``until_told``; no collective."""
+    _default_store().set(f"told/{what}", "")
+
+
+def until_told(what: str) -> None:
+    """From within a rank: wait until some rank has said ``what``, while this one's threads live."""
+    _default_store().wait([f"told/{what}"], timedelta(seconds=_GROUP_TIMEOUT_S))
+
+
+def _default_store() -> dist.Store:
+    store: dist.Store = dist.distributed_c10d._get_default_store()
+    return store
+
+
 def _error_of(rank: int, function: Callable[..., Any], *args: Any) -> str:
     try:
         value = function(rank, *args)
@@ -99,11 +120,14 @@ def _error_of(rank: int, function: Callable[..., Any], *args: Any) -> str:
 
 
 def _start(
-    rank: int, n_ranks: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    joined_by: tuple[int, str, float],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> tuple[Any, Connection]:
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(
-        target=_main, args=(rank, n_ranks, folder, sender, function, args), daemon=True
+        target=_main, args=(rank, *joined_by, sender, function, args), daemon=True
     )
     process.start()
     sender.close()
@@ -133,6 +157,7 @@ def _main(
     rank: int,
     n_ranks: int,
     folder: str,
+    group_timeout_s: float,
     sender: Connection,
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -141,9 +166,8 @@ def _main(
     calibration.LADDER_NBYTES = ALL_SIZES[:FEW_SIZES]
     os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     store = dist.FileStore(os.path.join(folder, "store"), n_ranks)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=n_ranks, timeout=timedelta(seconds=40)
-    )
+    timeout = timedelta(seconds=group_timeout_s)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks, timeout=timeout)
     start_s = monotonic()
     try:
         # By value: torch would share a tensor's memory with a process that is about to end.

@@ -180,7 +180,7 @@ def test_a_buffer_that_backward_needs_may_be_sent_before_it() -> None:
 
 def alone_in_training(rank: int) -> None:
     net = Normalized()
-    GradientScheduler(net, GradSchedConfig(stall_timeout_s=1.0))
+    GradientScheduler(net, GradSchedConfig(planner="ddp", stall_timeout_s=10.0))
     if rank == 1:
         net(torch.randn(4, WIDTH))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import sleep
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import GradSchedError, ReductionError
-from tests.ranks import errors_of_ranks, run_ranks
+from tests.ranks import errors_of_ranks, run_ranks, tell, until_told
 from tests.runtime.test_gradient_lag import backward, batch, engine, net
 
 
@@ -34,16 +33,17 @@ def test_a_backward_that_nobody_announced_on_top_of_what_is_out_is_an_error() ->
 
 def failing(rank: int) -> str:
     module = net()
-    scheduler = engine(module, stall_timeout_s=3.0)
+    scheduler = engine(module, stall_timeout_s=10.0)
     backward(module, rank, 0)
     if rank == 1:  # it never sends what comes last
         scheduler._launches._sequence = scheduler._launches._sequence[:1]
         backward(module, rank, 1)
-        sleep(6.0)
+        until_told("rank 0 has given up")
         return "went away"
     backward(module, rank, 1)
     with pytest.raises(ReductionError) as error:
         backward(module, rank, 2)
+    tell("rank 0 has given up")
     scheduler.detach()
     return str(error.value)
 

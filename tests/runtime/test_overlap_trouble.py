@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import sleep
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.lazy import is_lazy
-from tests.ranks import errors_of_ranks, run_ranks
+from tests.ranks import errors_of_ranks, run_ranks, tell, until_told
 from tests.runtime.overlapping import WIDTH, adam, engine, nets, one_step, overlapped
 
 
@@ -188,14 +187,14 @@ def compiled(rank: int, how: str) -> tuple[bool, list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["a block in place", "the module"])
 def test_where_torch_compiles_nothing_is_left_open(how: str) -> None:
-    for alike, n_open in run_ranks(2, compiled, how):
+    for alike, n_open in run_ranks(2, compiled, how, timeout_s=240.0):
         assert alike
         assert n_open == [2, 2, 0, 0]
 
 
 def failing(rank: int) -> str:
     net, _ = nets()
-    scheduler, optimizer = engine(net, stall_timeout_s=3.0), adam(net)
+    scheduler, optimizer = engine(net, stall_timeout_s=10.0), adam(net)
     scheduler.overlap(optimizer)
     one_step(net, optimizer, rank)
     scheduler.flush()
@@ -207,6 +206,7 @@ def failing(rank: int) -> str:
     try:
         net(torch.ones(WIDTH))
     except ReductionError as error:
+        tell("rank 0 has given up")
         scheduler.detach()
         assert not any(map(is_lazy, net.parameters()))
         return str(error)
@@ -216,7 +216,7 @@ def failing(rank: int) -> str:
 def one_step_without_waiting(net: nn.Module, scheduler: GradientScheduler) -> None:
     scheduler._launches._left_open = ()
     net(torch.ones(3, WIDTH)).square().mean().backward()
-    sleep(6.0)
+    until_told("rank 0 has given up")
 
 
 @pytest.mark.slow

@@ -82,7 +82,8 @@ def unlike_in_a_half(rank: int, what: str) -> None:
         raise ValueError("not of this half")
     net = net_of(rank if what == "model" else 0)
     planner = "single" if (what, rank) == ("settings", 3) else "per_tensor"
-    config = GradSchedConfig(planner=planner, stall_timeout_s=4.0)
+    stall_timeout_s = 15.0 if what == "fault" else 60.0
+    config = GradSchedConfig(planner=planner, stall_timeout_s=stall_timeout_s)
     GradientScheduler(net, config, process_group=groups[1])
     net(torch.ones(4, WIDTH)).mean().backward()
     if rank == 3:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from time import sleep
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.lazy import is_lazy
-from tests.ranks import errors_of_ranks, run_ranks
+from tests.ranks import errors_of_ranks, run_ranks, tell, until_told
 from tests.runtime.overlapping import LOOKS, WIDTH, Chain, adam, nets, one_step
 
 
@@ -207,16 +206,17 @@ def test_what_cannot_be_sharded_is_refused_by_name() -> None:
 
 
 def failing(rank: int) -> str:
-    net, optimizer, scheduler, _ = sharded(rank, stall_timeout_s=3.0)
+    net, optimizer, scheduler, _ = sharded(rank, stall_timeout_s=10.0)
     scheduler.flush()
     if rank == 1:  # it goes away between its backward and its step
         optimizer.zero_grad()
         net(torch.ones(3, WIDTH)).square().mean().backward()
-        sleep(6.0)
+        until_told("rank 0 has given up")
         return "went away"
     one_step(net, optimizer, rank, 1)
     with pytest.raises(ReductionError) as error:
         net(torch.ones(WIDTH))
+    tell("rank 0 has given up")
     scheduler.detach()
     assert not any(map(is_lazy, net.parameters()))
     return str(error.value)
@@ -254,4 +254,4 @@ def compiled(rank: int) -> bool:
 
 @pytest.mark.slow
 def test_where_torch_compiles_a_step_waits_for_all_weights() -> None:
-    assert run_ranks(2, compiled) == [True, True]
+    assert run_ranks(2, compiled, timeout_s=240.0) == [True, True]
