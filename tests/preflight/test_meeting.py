@@ -110,7 +110,7 @@ def test_a_rank_that_does_not_come_is_a_finding_after_the_timeout(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     no_address(monkeypatch)
-    told = meeting(server, timeout_s=0.5, n_ranks=3)
+    told = meeting(server, timeout_s=4.0, n_ranks=3)
     assert all(isinstance(v, Verdict) and "rank 3 did not come" in v.report for v in told)
     assert capfd.readouterr().err.count("pre-flight:") == 1
 
@@ -118,13 +118,13 @@ def test_a_rank_that_does_not_come_is_a_finding_after_the_timeout(
 def test_a_guest_passes_silent_and_foreign_hosts_by(
     server: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guest, "HELLO_S", 0.3)
+    monkeypatch.setattr(guest, "HELLO_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         other = socket.create_server(("127.0.0.1", 0))
-        foreign = Host(other, "815-0-0", Marker(None).make, None, timeout_s=2.0)
+        foreign = Host(other, "815-0-0", Marker(None).make, None, timeout_s=6.0)
         ports = [each.getsockname()[1] for each in (silent, other, server)]
-        host = Host(server, TOKEN, Marker(None).make, None, timeout_s=5.0)
-        line, ahead_s = guest._find("127.0.0.1", ports, TOKEN, HEALTHY[1], 5.0)
+        host = Host(server, TOKEN, Marker(None).make, None, timeout_s=6.0)
+        line, ahead_s = guest._find("127.0.0.1", ports, TOKEN, HEALTHY[1], 6.0)
         assert line._socket.getpeername()[1] == ports[2]
         assert abs(ahead_s) < 1.0
         line.close()
@@ -191,7 +191,7 @@ def test_rank_0_takes_the_first_free_port_and_a_second_rank_0_becomes_a_guest() 
         server = listen("127.0.0.1", ports[:2], TOKEN)
         assert server is not None
         assert server.getsockname()[1] == ports[1]
-        host = Host(server, TOKEN, Marker(None).make, None, timeout_s=1.0)
+        host = Host(server, TOKEN, Marker(None).make, None, timeout_s=5.0)
         assert listen("127.0.0.1", ports[1:3], TOKEN) is None
         host.close()
     assert listen("192.0.2.99", ports, TOKEN) is None, "another host's"
