@@ -150,14 +150,23 @@ def test_ranks_add_up_and_the_slowest_sets_the_time() -> None:
     assert results[0] == results[1] == ([(5, 24.0, 4.0, 0.0)], 90)
 
 
-def test_peak_is_that_of_a_real_product() -> None:
-    device = torch.device("cpu")
+def _flop_per_s_of_one_product() -> float:
     a = torch.randn(1024, 1024)
     start_s = time.perf_counter()
     a @ a
-    single = 2 * 1024**3 / (time.perf_counter() - start_s)
-    # The fastest of some is no slower than a first one; and no processor core does 100 TFLOP/s.
-    assert 0.3 * single < measure_peak_flop_per_s(device, torch.float32) < 1e14
+    return 2 * 1024**3 / (time.perf_counter() - start_s)
+
+
+def test_peak_is_that_of_a_real_product() -> None:
+    # The fastest of some is no slower than one before or after them, unless other processes slow
+    # all of them down, which happens once and not each time; no core does 100 TFLOP/s.
+    for _ in range(3):
+        before = _flop_per_s_of_one_product()
+        peak = measure_peak_flop_per_s(torch.device("cpu"), torch.float32)
+        single = min(before, _flop_per_s_of_one_product())
+        if peak > 0.3 * single:
+            break
+    assert 0.3 * single < peak < 1e14
 
 
 @pytest.mark.parametrize(

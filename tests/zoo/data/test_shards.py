@@ -54,25 +54,27 @@ def test_what_is_there_is_not_made_again(shards: Path, tmp_path: Path) -> None:
     assert len(made) == N_SAMPLES - 5
 
 
-_SLOW_GENERATOR = """
+_STUCK_GENERATOR = """
 import sys, time
 from pathlib import Path
 from tests.zoo.data.shardset import SCHEMA, N_SAMPLES, make_sample
 from zoo.data.shards import ShardWriter, generate_shards
-def slow(index):
-    time.sleep(0.05)
+def stuck_in_shard_2(index):
+    if index >= 10:
+        time.sleep(600)
     return make_sample(index)
-generate_shards(ShardWriter(Path(sys.argv[1]), SCHEMA, N_SAMPLES, 5), slow)
+generate_shards(ShardWriter(Path(sys.argv[1]), SCHEMA, N_SAMPLES, 5), stuck_in_shard_2)
 """
 
 
 def test_a_killed_generator_resumes_to_the_same_bytes(shards: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", _SLOW_GENERATOR, str(tmp_path)])
+    process = subprocess.Popen([sys.executable, "-c", _STUCK_GENERATOR, str(tmp_path)])
     deadline = time.monotonic() + 60
     while not (tmp_path / "shard-00001.h5").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.wait(10)
+    assert (tmp_path / "shard-00001.h5").exists()
     assert not (tmp_path / "manifest.json").exists()
     assert contents(tmp_path) != contents(shards)
     write_set(tmp_path)
