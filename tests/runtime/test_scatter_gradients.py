@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from time import sleep
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from lightning_gradsched import GradientScheduler, GradSchedConfig
 from lightning_gradsched.errors import ReductionError
 from lightning_gradsched.runtime.lazy import is_lazy
 from lightning_gradsched.runtime.scatter import ScatterTransport
-from tests.ranks import errors_of_ranks, outcomes_of_ranks, run_ranks
+from tests.ranks import errors_of_ranks, outcomes_of_ranks, run_ranks, tell, until_told
 from tests.runtime.overlapping import WIDTH, Chain, adam, engine, nets
 
 
@@ -278,22 +277,25 @@ def test_a_backward_that_was_cut_off_leaves_nothing_open(where: str) -> None:
 def stalling(rank: int, half: str) -> None:
     """Rank 1 goes away before or after its first halves, in the third step."""
     net, _ = nets()
-    scheduler, optimizer = engine(net, scatter_gradients=True, stall_timeout_s=3.0), adam(net)
+    scheduler, optimizer = engine(net, scatter_gradients=True, stall_timeout_s=15.0), adam(net)
     scheduler.overlap(optimizer)
     for step in range(3):
-        if rank == 1 and step == 2:
+        if step == 2:
             scheduler.flush()
+            tell(f"rank {rank} has the second step's")
+        if rank == 1 and step == 2:
             if half == "sums":
-                sleep(1.0)  # what it has sent shall come
+                until_told("rank 0 has the second step's")
                 os._exit(7)
 
             def never(self: ScatterTransport, buckets: Any) -> Any:
                 self._before_means(buckets)  # the norms, and no more
-                sleep(0.5)
+                until_told("rank 0 has the third step's norms")
                 os._exit(7)
 
             ScatterTransport.send_means = never  # type: ignore[method-assign, assignment]
         clipped_step(net, optimizer, rank, step)
+    tell(f"rank {rank} has the third step's norms")
     net(torch.ones(WIDTH))
 
 

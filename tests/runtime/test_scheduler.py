@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import pickle
-import time
 import weakref
 from copy import deepcopy
 from typing import Any
@@ -18,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_gradsched import GradientScheduler, GradSchedConfig
 from tests.parity.nets import WIDTH
 from tests.parity.reference import average_gradients
-from tests.ranks import errors_of_ranks, run_ranks
+from tests.ranks import errors_of_ranks, run_ranks, tell, until_told
 from tests.runtime.branches import Branches, Grads, equal, grads_of
 
 
@@ -216,10 +215,13 @@ def test_no_sync_nests() -> None:
 
 def sleeper(rank: int) -> None:
     net = nn.Linear(2, 1)
-    GradientScheduler(net, GradSchedConfig(planner="ddp", stall_timeout_s=5.0))
+    GradientScheduler(net, GradSchedConfig(planner="ddp", stall_timeout_s=10.0))
     if rank == 1:
-        time.sleep(10)
-    net(torch.ones(1, 2)).sum().backward()
+        until_told("rank 0 has given up")
+    try:
+        net(torch.ones(1, 2)).sum().backward()
+    finally:
+        tell(f"rank {rank} has given up")
 
 
 @pytest.mark.slow
@@ -227,7 +229,7 @@ def test_a_wait_is_bounded_by_stall_timeout_s_and_names_what_was_waited_for() ->
     message = errors_of_ranks(2, sleeper)[0]
     assert message.startswith("ReductionError: rank 0 waited")
     assert "for the agreement on the settings" in message
-    assert "it did not finish in time for stall_timeout_s=5" in message
+    assert "it did not finish in time for stall_timeout_s=10" in message
 
 
 def nested_grad(rank: int) -> tuple[Grads, Grads]:
