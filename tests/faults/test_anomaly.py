@@ -28,7 +28,7 @@ def backward_with(
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = torch.optim.Adam(net.parameters())
     settings = MODES[mode] if mode else {}
-    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=60.0, **settings)
+    config = GradSchedConfig(planner="per_tensor", stall_timeout_s=20.0, **settings)
     scheduler = GradientScheduler(net, config)
     attach(scheduler, optimizer, settings)
     for step in range(2):

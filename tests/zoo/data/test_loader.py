@@ -168,9 +168,10 @@ def test_a_worker_that_dies_is_named(samples: HDF5Samples) -> None:
 
 
 def test_a_worker_that_hangs_is_named(samples: HDF5Samples) -> None:
-    loader = loader_of(samples, 1, prefetch=1)
+    loader = loader_of(samples, 1, prefetch=1, stall_timeout_s=60.0)
     iterator = iter(loader)
     next(iterator)
+    assert loader._transport._stall_timeout_s == 60.0
     loader._transport._stall_timeout_s = 1.5  # from here on: the worker's start may take longer
     pid = loader._transport._workers[0].process.pid
     os.kill(pid, signal.SIGSTOP)
