@@ -39,8 +39,6 @@ _CONTEXT.set_forkserver_preload(
 # second. Tests of the calibration itself measure all.
 FEW_SIZES = 4
 ALL_SIZES = calibration.LADDER_NBYTES
-
-
 # The group's own limit comes before a rank is killed: its traceback says where it waited.
 _GROUP_TIMEOUT_S, _BEFORE_KILL_S = 40.0, 20.0
 

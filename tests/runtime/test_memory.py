@@ -68,12 +68,12 @@ def growth(rank: int, kind: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_is_at_most_that_of_ddp_plus_5_percent() -> None:
-    # The least of up to eight: what other processes do to the allocator's timing comes to 10 % of
-    # one.
+    # The least of three, or of up to eight: what other processes do to the allocator's timing comes
+    # to 10 % of one.
     peaks = {"ours": sys.maxsize, "ddp": sys.maxsize}
-    for _ in range(8):
+    for n_done in range(1, 9):
         for kind, least in peaks.items():
             peaks[kind] = min(least, max(run_ranks(2, growth, kind)))
-        if peaks["ours"] <= 1.05 * peaks["ddp"]:
+        if n_done >= 3 and peaks["ours"] <= 1.05 * peaks["ddp"]:
             break
     assert peaks["ours"] <= 1.05 * peaks["ddp"]

@@ -198,7 +198,7 @@ def leaves(rank: int, how: str) -> str:
     """Rank 1 ends in the middle of a backward; what rank 0 hears."""
     torch.manual_seed(0)
     net = Alarmed()
-    scheduler = GradientScheduler(net, config("negotiated", stall_timeout_s=12.0))
+    scheduler = GradientScheduler(net, config("negotiated", stall_timeout_s=10.0))
     net(batch(rank, 0), "abcd").square().mean().backward()
     net.alarm.armed = rank == 1
     try:
@@ -223,7 +223,7 @@ def test_a_rank_that_does_not_come_back_is_an_error_elsewhere(how: str) -> None:
 
 def sleeper(rank: int) -> None:
     net = Routed()
-    GradientScheduler(net, config("negotiated", stall_timeout_s=12.0))
+    GradientScheduler(net, config("negotiated", stall_timeout_s=10.0))
     net(batch(rank, 0), "abcd").sum().backward()
     if rank == 1:
         until_told("rank 0 has given up")
