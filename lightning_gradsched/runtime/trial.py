@@ -16,7 +16,8 @@ from lightning_gradsched.runtime.recorder import Clock
 # A new plan's first step lays out its buckets; the ones after it are timed.
 WARM_UP_STEPS = 1
 TIMED_STEPS = 4
-# Plans whose medians are no further apart are told apart by prediction: so few steps cannot.
+# Plans whose medians are no further apart are told apart by what they cost a host: so few steps
+# cannot, and no prediction knows of it.
 NOISE = 0.01
 
 
@@ -60,12 +61,15 @@ class PlanTrial:
     def decide(self, collectives: Collectives) -> tuple[GroupPlan, tuple[TriedPlan, ...]]:
         """The plan to keep, and the table. Collective.
 
-        It is the most promising one whose slowest rank was as fast as any, but for noise.
+        Of those whose slowest rank was as fast as any, but for noise, it is the one of the fewest
+        messages, and of these the most promising.
         """
         local_ns = [int(1e9 * self._step_s(marks)) for marks in self._marks[:-1]]
         slowest_s = [1e-9 * ns for ns in collectives.max(local_ns)]
         enough_s = (1 + NOISE) * min(slowest_s)
-        best = next(i for i, step_s in enumerate(slowest_s) if step_s <= enough_s)
+        n_messages = [len(candidate.plan.launch_order) for candidate in self._candidates]
+        fast = (i for i, step_s in enumerate(slowest_s) if step_s <= enough_s)
+        best = min(fast, key=n_messages.__getitem__)
         tried = tuple(
             TriedPlan(c.plan.planner, len(c.plan.groups), c.exposed_s, step_s, i == best)
             for i, (c, step_s) in enumerate(zip(self._candidates, slowest_s, strict=True))

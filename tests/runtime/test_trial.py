@@ -60,6 +60,23 @@ def test_of_plans_as_fast_but_for_noise_the_most_promising_is_kept() -> None:
     assert winner.planner == "promising"
 
 
+def test_of_plans_as_fast_but_for_noise_the_one_of_fewest_messages_is_kept() -> None:
+    groups = (("v",), ("w",))
+    plans = [
+        GroupPlan("promising", groups, launches=(0, 1, 0)),
+        GroupPlan("fewest", groups),
+        GroupPlan("slow", (("v", "w"),)),
+    ]
+    clock = Ticks()
+    trial = PlanTrial([Candidate(plan, 0.1) for plan in plans], clock)
+    for step_s in (1.0, 1.0 + NOISE / 2, 1.1):
+        for _ in range(STEPS_A_PLAN):
+            clock.now_s += step_s
+            trial.step_ended()
+    winner, _ = trial.decide(cast(Collectives, Alone()))
+    assert winner.planner == "fewest"
+
+
 def test_auto_tries_plans_on_the_job_and_all_ranks_keep_the_same() -> None:
     ranks: list[dict[str, Any]] = run_ranks(2, train, "auto", N_PROFILED + 4 * STEPS_A_PLAN + 2)
     for seen in ranks:
