@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,16 +22,20 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_gradsched import GradientScheduler, GradSchedConfig
+from lightning_gradsched.errors import ReductionError
+from lightning_gradsched.runtime import watchdog
 from lightning_gradsched.runtime.scatter import ScatterTransport
 from tests import measured, modes
-from tests import ranks as _preloaded  # noqa: F401  what the fork server has imported
+from tests.ranks import tell, until_told  # the fork server has imported it
 
 ROOT = Path(__file__).parents[2]
 FAULTY_STEP = 3
 STAMP = "fault at "
 PAST = "past the faulty step"
 # What a rank has sent shall come, before it dies.
-ON_ITS_WAY_S = 1.0
+ON_ITS_WAY_S = 2.0
+# What a rank says as its last word shall be written, however late its thread runs.
+GOODBYE_S = 10.0
 # The ranks that are not at fault have this long to end by themselves; then they are killed.
 LIMIT_S = 60.0
 
@@ -65,10 +70,14 @@ def record_end(said: Sequence[str], rank_at_fault: int) -> None:
 
 
 def go_wrong(fault: str, net: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
-    """At once, or ``_in_backward`` before its last gradient, ``_in_step``, ``_before_means``."""
+    """At once, or ``_in_backward`` before its last gradient, ``_in_step``, ``_before_means``.
+
+    If not at once, then when the others have come as far: see ``meet_fault``.
+    """
     kind, _, where = fault.partition("_")
 
     def strike_late(*_: Any) -> None:
+        wait_for_others("meets the fault", dist.get_rank())
         time.sleep(ON_ITS_WAY_S)
         strike(kind)
 
@@ -82,8 +91,43 @@ def go_wrong(fault: str, net: nn.Sequential, optimizer: torch.optim.Optimizer) -
         strike(kind)
 
 
+def meet_fault(fault: str, net: nn.Sequential) -> None:
+    """On a rank not at fault, in the faulty step: tell when all is sent but the last gradient.
+
+    Where the fault strikes after backward, ``train_from_here`` tells.
+    """
+    if fault.endswith("_in_backward"):
+        net[0].weight.register_hook(lambda _: tell_of_this_rank("meets the fault"))
+
+
+def wait_for_others(what: str, rank_at_fault: int) -> None:
+    """Until each rank that is not at fault has told so, as ``tell_of_this_rank`` does."""
+    for rank in set(range(dist.get_world_size())) - {dist.get_rank(), rank_at_fault}:
+        until_told(f"{what}/{rank}")
+
+
+def tell_of_this_rank(what: str) -> None:
+    tell(f"{what}/{dist.get_rank()}")
+
+
+@contextmanager
+def with_store_for_all(rank_at_fault: int) -> Iterator[None]:
+    """Rank 0 takes the store with it: if an error ends it, then once the others have theirs."""
+    try:
+        yield
+    except ReductionError:
+        if rank_at_fault not in (0, dist.get_rank()):
+            tell_of_this_rank("knows")
+            if dist.get_rank() == 0:
+                with suppress(dist.DistStoreError):  # a rank ended otherwise; its log says how
+                    wait_for_others("knows", rank_at_fault)
+        raise
+
+
 def strike(fault: str) -> None:
     stamp_fault()
+    if fault in ("raise", "interrupt"):
+        watchdog.LONGEST_GOODBYE_S = GOODBYE_S
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "stop":
@@ -106,13 +150,27 @@ def train(fault: str, rank_at_fault: int, stall_timeout_s: float, mode: str = ""
     """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.Adam(net.parameters())
+    # Processes start at unlike times, which shall be no part of a wait that has a limit.
+    dist.barrier()
+    with with_store_for_all(rank_at_fault):
+        train_from_here(net, optimizer, fault, rank_at_fault, stall_timeout_s, mode)
+
+
+def train_from_here(
+    net: nn.Sequential,
+    optimizer: torch.optim.Optimizer,
+    fault: str,
+    rank_at_fault: int,
+    stall_timeout_s: float,
+    mode: str,
+) -> None:
     is_at_fault = dist.get_rank() == rank_at_fault
     if is_at_fault and fault == "absent":
         stamp_fault()
         time.sleep(LIMIT_S)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    optimizer = torch.optim.Adam(net.parameters())
     settings = modes.MODES[mode] if mode else {}
     config = GradSchedConfig(
         planner="per_tensor" if mode else "single", stall_timeout_s=stall_timeout_s, **settings
@@ -120,13 +178,17 @@ def train(fault: str, rank_at_fault: int, stall_timeout_s: float, mode: str = ""
     scheduler = GradientScheduler(net, config)
     modes.attach(scheduler, optimizer, settings)
     for step in range(10_000):
-        if is_at_fault and step == FAULTY_STEP:
+        if step == FAULTY_STEP and is_at_fault:
             go_wrong(fault, net, optimizer)
+        elif step == FAULTY_STEP:
+            meet_fault(fault, net)
         optimizer.zero_grad()
         net(torch.ones(2, 4)).square().sum().backward()
         optimizer.step()
         if step == FAULTY_STEP:
             print(PAST, file=sys.stderr, flush=True)
+            if "_" in fault:
+                tell_of_this_rank("meets the fault")
         if fault == "link":
             time.sleep(0.05)
     scheduler.detach()
