@@ -20,7 +20,7 @@ from lightning_gradsched.errors import GradSchedError, ReductionError
 from lightning_gradsched.runtime.fill_order import WATCHED_STEPS
 from tests.modes import MODES, attach
 from tests.parity.reference import average_gradients
-from tests.ranks import errors_of_ranks, run_ranks
+from tests.ranks import errors_of_ranks, names_silent, run_ranks, tell, until_told
 from tests.strategy import modules
 from tests.strategy.test_fit import trainer
 
@@ -245,12 +245,13 @@ def interrupted_in_the_wait(rank: int, mode: str) -> tuple[bool, bool]:
             # From within backward: on a busy machine the interrupt would else come before it.
             hook = net.layers[0].weight.register_hook(lambda grad: ctrl_c.start() or grad)
         if (step, rank) == (1, 1):
-            time.sleep(2.5)
+            until_told("interrupted")
             net.layers[0].weight.register_hook(lambda grad: time.sleep(0.1) or grad)
         try:
             net(x).square().sum().backward()
         except KeyboardInterrupt:
             caught = True
+            tell("interrupted")
         if (step, rank) == (1, 0):
             hook.remove()
     plain(x).square().sum().backward()
@@ -285,14 +286,15 @@ def interrupted_in_the_forward(rank: int, mode: str) -> tuple[bool, bool]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for step, x in enumerate(batches):
         if (step, rank) == (1, 1):
-            late = be_late[mode](lambda *_: time.sleep(2.0))
+            late = be_late[mode](lambda *_: until_told("interrupted"))
         if (step, rank) == (2, 0):
             assert scheduler.n_open > 0
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
                 net(x)
             except KeyboardInterrupt:
                 caught = True
+                tell("interrupted")
         optimizer.zero_grad()
         net(x).square().sum().backward()
         optimizer.step()
@@ -341,7 +343,7 @@ def test_in_lightning_the_error_of_one_rank_is_told_to_the_others(mode: str) -> 
 
 def one_raises(rank: int) -> None:
     net = Net()
-    GradientScheduler(net, GradSchedConfig(stall_timeout_s=4.0))
+    GradientScheduler(net, GradSchedConfig(stall_timeout_s=15.0))
     for step in range(3):
         if (rank, step) == (1, 2):
             raise ZeroDivisionError("no such luck")
@@ -354,7 +356,7 @@ def test_an_error_on_one_rank_is_one_on_the_others() -> None:
     for message in (first, third):
         assert message.startswith("ReductionError: rank ")
         assert "group 0 (layers.2.bias, layers.2.weight, layers.1.bias and 3 more)" in message
-        assert "Rank 1 " in message
+        assert "Rank 1 " in message or names_silent(1, message)
 
 
 def one_cut_off_before_a_common_decision(rank: int) -> tuple[str, int]:
