@@ -191,13 +191,20 @@ class Trouble(Callback):
 
     ``signum`` 0: an exception; negative: its launcher gets it first, as where a node is lost.
     ``rank`` None: whichever has this callback. ``folder``, if given, gets the time of it.
+    ``awaits_save``: not before a checkpoint, which a thread writes, is there.
     """
 
     def __init__(
-        self, signum: int, batch: int, rank: int | None, slow_rank: int = -1, folder: str = ""
+        self,
+        signum: int,
+        batch: int,
+        rank: int | None,
+        slow_rank: int = -1,
+        folder: str = "",
+        awaits_save: bool = False,
     ) -> None:
         self.signum, self.batch, self.rank, self.slow_rank = signum, batch, rank, slow_rank
-        self.folder = folder
+        self.folder, self.awaits_save = folder, awaits_save
         self.n_batches = 0
 
     def on_train_batch_start(
@@ -207,6 +214,8 @@ class Trouble(Callback):
         if trainer.global_rank == self.slow_rank:
             time.sleep(0.05)
         if self.n_batches == self.batch and self.rank in (trainer.global_rank, None):
+            while self.awaits_save and not list(Path(self.folder, "checkpoints").glob("*.ckpt")):
+                time.sleep(0.05)
             if self.folder:
                 Path(self.folder, "fault_at").write_text(str(time.time()))
             if not self.signum:
@@ -249,7 +258,8 @@ def main(folder: str, options: dict[str, Any]) -> None:
         )
     ]
     if attempt == 0 and "trouble" in options:
-        callbacks.append(Trouble(*options["trouble"], folder=folder))
+        awaits_save = options.get("awaits_save", False)
+        callbacks.append(Trouble(*options["trouble"], folder=folder, awaits_save=awaits_save))
     pl.seed_everything(7 + rank, verbose=False)
     module = MODULES[options.get("module", "net")]()
     job = trainer(

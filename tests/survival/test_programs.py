@@ -92,7 +92,7 @@ def test_torchrun_restarts_a_job_whose_rank_was_killed(tmp_path: Path) -> None:
     options = {"trainer": {"max_epochs": 2}}
     code, said = run(whole, options, torchrun(2, 0))
     assert code == 0, said
-    options |= {"trouble": [KILL, 6, 1]}
+    options |= {"trouble": [KILL, 6, 1], "awaits_save": True}
     # Else the restarted ranks read addresses of those before them: pytorch/pytorch#135712.
     code, said = run(killed, options, torchrun(2, 1), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     assert code == 0, said
@@ -116,7 +116,7 @@ def test_where_a_node_is_lost_the_others_go_on(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     options = {"trainer": {"max_epochs": 2}}
-    doomed = options | {"trouble": [-KILL, 6, None]}
+    doomed = options | {"trouble": [-KILL, 6, None], "awaits_save": True}
     with open(tmp_path / "lost.log", "w") as log:
         lost = subprocess.Popen(
             [sys.executable, *node(port, is_host=False), *JOB, str(tmp_path), json.dumps(doomed)],
@@ -143,8 +143,11 @@ def test_where_a_node_is_lost_the_others_go_on(tmp_path: Path) -> None:
 
 
 def node(port: int, is_host: bool) -> list[str]:
-    """The launcher of one of two nodes; one is enough to go on."""
-    conf = f"is_host={is_host},join_timeout=120,last_call_timeout=2,keep_alive_interval=1"
+    """The launcher of one of two nodes; one is enough to go on.
+
+    One that starts late, or is held up for a while, shall not be taken for one that is lost.
+    """
+    conf = f"is_host={is_host},join_timeout=120,last_call_timeout=10,keep_alive_interval=3"
     return [
         *("-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=2"),
         *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=survival"),
