@@ -15,14 +15,26 @@ from tests.slurm.jobs import PYTHON, ROOT, Ended, sbatch, srun
 
 CHECK = (PYTHON, "-m", "tests.slurm.check_launch")
 TWO_BY_TWO = ("--nodes=2", "--nodelist=n[1-2]", "--ntasks-per-node=2")
-# A rank that does not come is waited for so long; longer than ranks take to start.
+# A rank that does not come is waited for so long; longer than programs take to start.
 WAIT_S = 10
 
 
-def as_rank(changes: str, *arguments: str) -> tuple[str, ...]:
-    """A step of 2 x 2 whose ranks do `changes` in a shell before they start the program."""
+def as_rank(cluster: Cluster, changes: str, *arguments: str) -> tuple[str, ...]:
+    """A step of 2 x 2 whose ranks do `changes` in a shell before they start the program.
+
+    No shell does so before SLURM has started all four.
+    """
+    meet = all_are_there(f"{cluster.shared}/started.$SLURM_JOB_ID", "$SLURM_PROCID", 4)
     program = " ".join([*CHECK, f"timeout_s={WAIT_S}", *arguments])
-    return (*TWO_BY_TWO, "sh", "-c", f"{changes}; exec {program}")
+    return (*TWO_BY_TWO, "sh", "-c", f"{meet}; {changes}; exec {program}")
+
+
+def all_are_there(folder: str, name: str, n_names: int) -> str:
+    """A line of shell that waits until so many have said their names in `folder`."""
+    return (
+        f"mkdir -p {folder}; touch {folder}/{name};"
+        f" until [ $(ls {folder} | wc -l) -ge {n_names} ]; do sleep 0.1; done"
+    )
 
 
 def the_report(ended: Ended, *said: str) -> str:
@@ -65,7 +77,7 @@ def test_ranks_that_disagree_on_their_number_and_come_twice(cluster: Cluster) ->
     changes = "[ $SLURM_PROCID = 2 ] && export SLURM_PROCID=0;"
     changes += "[ $SLURM_PROCID = 3 ] && export SLURM_STEP_NUM_TASKS=2"
     the_report(
-        srun(cluster, *as_rank(changes)),
+        srun(cluster, *as_rank(cluster, changes)),
         "expected one world size on all ranks, got 4 (ranks 0-1), 2 (ranks 3)",
         "expected rank 0 once, got it from n",
         "rank 2 did not come",
@@ -73,27 +85,31 @@ def test_ranks_that_disagree_on_their_number_and_come_twice(cluster: Cluster) ->
 
 
 def test_a_rank_that_does_not_come(cluster: Cluster) -> None:
-    ended = srun(cluster, *as_rank("[ $SLURM_PROCID = 3 ] && exit 0"))
-    the_report(ended, "expected 4 ranks, got 3 in 10 s: rank 3 did not come")
+    ended = srun(cluster, *as_rank(cluster, "[ $SLURM_PROCID = 3 ] && exit 0"))
+    waited = re.search(r"got 3 in (\d+) s", ended.text)
+    assert waited is not None, ended.text
+    assert int(waited[1]) >= WAIT_S
+    the_report(ended, f"expected 4 ranks, {waited[0]}: rank 3 did not come")
 
 
 def test_a_first_rank_that_does_not_come(cluster: Cluster) -> None:
-    ended = srun(cluster, *as_rank("[ $SLURM_PROCID = 0 ] && exit 0"))
+    ended = srun(cluster, *as_rank(cluster, "[ $SLURM_PROCID = 0 ] && exit 0"))
     assert ended.code == 1
     for rank in (1, 2):  # the first on each node
-        assert (
-            f"rank {rank} on n{1 + rank // 2} expected rank 0 of 4 at n1 within 10 s" in ended.text
-        )
+        node = f"n{1 + rank // 2}"
+        said = f"rank {rank} on {node} expected rank 0 of 4 at n1 within {WAIT_S} s"
+        assert said in ended.text, ended.text
     assert "Connection refused" in ended.text
 
 
 def test_a_master_port_in_use(cluster: Cluster) -> None:
-    hold = "import socket, time; s = socket.create_server(('', 29511)); time.sleep(600)"
-    holder = sbatch(
-        cluster, "--nodes=1", "--nodelist=n1", f'--wrap=echo ready; {PYTHON} -c "{hold}"'
+    hold = (
+        "import socket, time; s = socket.create_server(('', 29511));"
+        " print('ready', flush=True); time.sleep(600)"
     )
+    holder = sbatch(cluster, "--nodes=1", "--nodelist=n1", f'--wrap={PYTHON} -c "{hold}"')
     holder.prints("ready")
-    ended = srun(cluster, "--nodelist=n[1-2]", *as_rank("sleep 1; export MASTER_PORT=29511"))
+    ended = srun(cluster, "--nodelist=n[1-2]", *as_rank(cluster, "export MASTER_PORT=29511"))
     the_report(
         ended,
         "on rank 0: expected that port 29511 (MASTER_PORT) is free, got Address already in use",
@@ -118,9 +134,11 @@ def test_jobs_of_one_node_that_look_at_the_same_ports_do_not_meet(cluster: Clust
     steps = []
     for number in numbers_with_the_same_ports():
         own = f"SLURM_JOB_ID={number} SLURM_STEP_ID=0 SLURM_RESTART_COUNT=0"
-        # Both first ranks wait at the same time.
+        # Both first ranks wait at the same time; the others come only then.
+        names = f"{cluster.shared}/started.$SLURM_JOB_ID", f"{number}.$SLURM_PROCID"
+        meet = all_are_there(*names, 4)
         steps.append(
-            f"srun --overlap -n2 sh -c '[ $SLURM_PROCID = 1 ] && sleep 2; export {own};"
+            f"srun --overlap -n2 sh -c '{meet}; [ $SLURM_PROCID = 1 ] && sleep 2; export {own};"
             f" exec {' '.join(CHECK)}' &"
         )
     script = "\n".join([*steps, "wait"])
@@ -140,7 +158,7 @@ def test_unlike_versions_and_checkouts(cluster: Cluster) -> None:
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
     site = f"export PYTHONPATH={cluster.local_disk}/site:{ROOT}"
-    ended = srun(cluster, *as_rank(f"cd {cluster.local_disk}/checkout; {site}"))
+    ended = srun(cluster, *as_rank(cluster, f"cd {cluster.local_disk}/checkout; {site}"))
     report = the_report(
         ended,
         "expected one git commit of the working directory on all ranks, got aaaaaaaaaaaa (ranks"
@@ -168,19 +186,19 @@ def test_clocks_that_differ(cluster: Cluster) -> None:
     site.mkdir()
     shift = "import time\nreal = time.time\ntime.time = lambda: real() + 61.0\n"
     (site / "sitecustomize.py").write_text(shift)
-    ended = srun(cluster, *as_rank(f"export PYTHONPATH={cluster.local_disk}/site"))
+    ended = srun(cluster, *as_rank(cluster, f"export PYTHONPATH={cluster.local_disk}/site"))
     the_report(ended, "expected clocks within 5 s of each other, got n2's 6", "ahead of rank 0's")
 
 
 def test_an_interface_that_is_not_there(cluster: Cluster) -> None:
-    ended = srun(cluster, *as_rank("export GLOO_SOCKET_IFNAME=ib7"))
+    ended = srun(cluster, *as_rank(cluster, "export GLOO_SOCKET_IFNAME=ib7"))
     the_report(ended, "on ranks 0-3: expected the network interface GLOO_SOCKET_IFNAME=ib7, got lo")
 
 
 def test_an_interface_that_does_not_route(cluster: Cluster) -> None:
     if cluster.links is None:
         pytest.skip("nodes without links of their own share one loopback")
-    ended = srun(cluster, *as_rank("export GLOO_SOCKET_IFNAME=lo"))
+    ended = srun(cluster, *as_rank(cluster, "export GLOO_SOCKET_IFNAME=lo"))
     the_report(
         ended,
         "expected that rank 2 on n2 reaches rank 0 on n1 at 127.0.0.1 (GLOO_SOCKET_IFNAME=lo)",
