@@ -2,7 +2,7 @@
 
 Every loss is written as soon as it is known, so that no kind of end hides it. With SLOW_RANK in the
 environment that rank takes longer over every batch than the others; FIRST_BATCH_S is the time of a
-batch until the job has been requeued.
+batch from step BEFORE_STEP on, until the job has been requeued.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from tests.slurm.disturbed import BEFORE_STEP
 from tests.survival.jobs import Net, trainer, weights
 
 RANK = int(os.environ["SLURM_PROCID"])
@@ -32,13 +33,14 @@ class Diary(Callback):
         self._path = folder / f"rank_{RANK}.jsonl"
         self._attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         self._pause_s = SLOW_BATCH_S if os.environ.get("SLOW_RANK") == str(RANK) else BATCH_S
-        if self._attempt == 0:
-            self._pause_s = float(os.environ.get("FIRST_BATCH_S", self._pause_s))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        sleep(self._pause_s)
+        pause_s = self._pause_s
+        if self._attempt == 0 and trainer.global_step >= BEFORE_STEP:
+            pause_s = float(os.environ.get("FIRST_BATCH_S", pause_s))
+        sleep(pause_s)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

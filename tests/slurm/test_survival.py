@@ -42,7 +42,8 @@ def whole(running_cluster: Cluster) -> Path:
 
 def test_preemption_by_a_job_of_a_higher_partition(cluster: Cluster, whole: Path) -> None:
     folder = cluster.shared / "preempted"
-    job = submit(cluster, folder, "--partition=preemptible", "--signal=USR1@60")
+    # Long enough for SLURM to begin what comes between while the job still runs.
+    job = submit(cluster, folder, "--partition=preemptible", "--signal=USR1@60", FIRST_BATCH_S="1")
     wait_for_step(job, folder, BEFORE_STEP)
     preempted_s = monotonic()
     urgent = sbatch(cluster, "--nodes=3", "--exclusive", "--wrap=sleep 1")
@@ -61,11 +62,13 @@ def test_preemption_by_a_job_of_a_higher_partition(cluster: Cluster, whole: Path
 def test_time_limit(cluster: Cluster, whole: Path) -> None:
     folder = cluster.shared / "time_limit"
     # SLURM looks at time limits twice a minute.
-    job = submit(cluster, folder, "--time=30", "--signal=USR1@60", FIRST_BATCH_S="1.2")
+    job = submit(cluster, folder, "--time=30", "--signal=USR1@60", FIRST_BATCH_S="2")
     wait_for_step(job, folder, BEFORE_STEP)
-    # So that it is a minute away at most.
+    # Half a minute away at least, so that SLURM tells the job before the time is over; and one and
+    # a half at most.
     limited_s = monotonic()
-    minutes = [int(part) for part in job.field("RunTime").split(":")][1] + 1
+    _, minutes, seconds = (int(part) for part in job.field("RunTime").split(":"))
+    minutes += 1 if seconds < 30 else 2
     cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")
     job.prints("requeued job")
     requeued_s = monotonic() - limited_s
@@ -79,7 +82,7 @@ def test_time_limit(cluster: Cluster, whole: Path) -> None:
 
 def test_a_node_that_goes_down(cluster: Cluster, whole: Path) -> None:
     folder = cluster.shared / "node_down"
-    job = submit(cluster, folder, "--nodelist=n[1-2]")
+    job = submit(cluster, folder, "--nodelist=n[1-2]", FIRST_BATCH_S="1")
     wait_for_step(job, folder, BEFORE_STEP)
     down_s = monotonic()
     with cluster.down("n2"):
