@@ -23,7 +23,7 @@ from benchmarks.links import LinkError, ShapedLinks
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 TOOLS = ("srun", "sbatch", "scontrol", "sinfo", "squeue", "scancel", "unshare", "setpriv")
-START_S, STOP_S = 30.0, 15.0
+START_S, CANCEL_S, STOP_S = 120.0, 60.0, 15.0
 FOLDER_PREFIX = "gradsched-slurm-"
 CONF = """\
 ClusterName=test
@@ -214,7 +214,7 @@ class Cluster:
                 subprocess.run(
                     ["scancel", *flags, *jobs], env=self.environ, capture_output=True, timeout=30
                 )
-            until(lambda: not self._jobs(), STOP_S)
+            until(lambda: not self._jobs(), CANCEL_S)
 
     def log(self) -> str:
         """The last lines of each daemon's log."""
