@@ -182,6 +182,7 @@ def _account(scheduler: GradientScheduler) -> dict[str, Any]:
         "planner": scheduler.plan.planner,
         "groups": scheduler.plan.groups,
         "launches": scheduler.plan.launches,
+        "ends_with_backward": scheduler.plan.ends_with_backward,
         "tried": [tried._asdict() for tried in scheduler.tried],
         "backward_profile": json.loads(scheduler.profile.to_json()),
         "network_profile": json.loads(scheduler.network.to_json()),

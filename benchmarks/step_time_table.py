@@ -90,7 +90,10 @@ def _forward(
     profile = BackwardProfile.from_json(json.dumps(account["backward_profile"]))
     cost = fit_all_reduce(NetworkProfile.from_json(json.dumps(account["network_profile"]))).model
     plan = GroupPlan(
-        account["planner"], tuple(map(tuple, account["groups"])), tuple(account["launches"])
+        account["planner"],
+        tuple(map(tuple, account["groups"])),
+        tuple(account["launches"]),
+        ends_with_backward=account.get("ends_with_backward", False),
     )
     # At the rate of the one all-reduce by which compute was set: a short message that a link lets
     # pass after a pause, or a connection that is young, has another, which is no whole step's.
@@ -100,7 +103,7 @@ def _forward(
     return {
         "planner": plan.planner,
         "n_groups": len(plan.groups),
-        "n_messages": len(plan.launch_order),
+        "n_messages": plan.n_messages,
         "cut_bound_s": least.step_s,
         "backward_bound_s": least.backward_s,
         "predicted_s": step_s(plan, profile, cost),

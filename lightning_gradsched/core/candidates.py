@@ -9,7 +9,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from lightning_gradsched.core.cost import CostModel
-from lightning_gradsched.core.forward_overlap import forward_overlap, forward_plans, step_s
+from lightning_gradsched.core.forward_overlap import (
+    forward_overlap,
+    forward_plans,
+    lower_as_measured,
+    step_s,
+)
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -64,11 +69,13 @@ def forward_candidates(
     own = ddp(profile, cost)
     at_end = replace(candidates(profile, cost, most=2)[0].plan, ends_with_backward=True)
     ranked = sorted(forward_plans(profile, cost), key=partial(step_s, profile=profile, cost=cost))
-    owns = next((plan for plan in ranked if plan.groups == own.groups), own)
+    owns = next(plan for plan in ranked if plan.groups == own.groups)
     others = [plan for plan in ranked if plan.groups != own.groups]
     unlike = _unlike_in_number([forward_overlap(profile, cost), *others])
-    lowered = partial(lower_into_forward, profile=profile)
-    return tuple(_ranked([*islice(unlike, most - 2), owns, at_end], lowered, profile, cost))
+    lowered = partial(lower_as_measured, profile=profile, cost=cost)
+    tried = [*islice(unlike, most - 2), owns, at_end]
+    alike = {(plan.groups, lowered(plan)): plan for plan in tried}
+    return tuple(_ranked(list(alike.values()), lowered, profile, cost))
 
 
 def _unlike_in_number(plans: Iterable[GroupPlan]) -> Iterator[GroupPlan]:
@@ -127,7 +134,7 @@ def _ranked(
 
 def _promise(candidate: Candidate) -> tuple[float, int]:
     """The less, the more promising; of equal predictions, the fewer launches."""
-    return candidate.exposed_s, len(candidate.plan.launch_order)
+    return candidate.exposed_s, candidate.plan.n_messages
 
 
 def _best_and_ddp(ranked: Sequence[Candidate], own: GroupPlan, most: int) -> tuple[Candidate, ...]:

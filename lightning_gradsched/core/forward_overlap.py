@@ -28,7 +28,7 @@ PIECES_NBYTES = (MIB, 4 * MIB, 8 * MIB, 16 * MIB)
 N_REFINED = 3
 MOST_REFINED_GROUPS = 128
 # What is predicted to have come by this share of backward is taken to be there at its end.
-SURELY_HIDDEN = 0.9
+SURELY_HIDDEN_SHARE = 0.9
 
 
 def step_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
@@ -36,7 +36,7 @@ def step_s(plan: GroupPlan, profile: BackwardProfile, cost: CostModel) -> float:
     return simulate(lower_into_forward(plan, profile), plan, profile, cost).extent_s()
 
 
-def lower_with_forward(
+def lower_as_measured(
     plan: GroupPlan, profile: BackwardProfile, cost: CostModel
 ) -> ReductionSchedule:
     """As ``lower_into_forward``, but the end of backward waits too for what has long come by then.
@@ -46,7 +46,7 @@ def lower_with_forward(
     """
     schedule = lower_into_forward(plan, profile)
     own = simulate(schedule, plan, profile, cost).own_transfers()
-    until_s = SURELY_HIDDEN * profile.backward_s
+    until_s = SURELY_HIDDEN_SHARE * profile.backward_s
     come = {n for n in schedule.left_open if own[str(n)][-1].end_s < until_s}
     waits = (Action("W", number) for number in schedule.order if number in come)
     until_gathers = len(schedule.backward) - len(schedule.gathers)

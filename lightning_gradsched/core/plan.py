@@ -61,6 +61,11 @@ class GroupPlan:
     def n_pieces(self, group: int) -> int:
         return self.launch_order.count(group)
 
+    @property
+    def n_messages(self) -> int:
+        """A piece is one, and a group in halves two."""
+        return len(self.launch_order) + sum(map(bool, self.owners))
+
     def owners_of(self, group: int) -> tuple[int, ...]:
         """The rank of each of its parameters; empty where it is all-reduced."""
         return self.owners[group] if self.owners else ()
@@ -150,6 +155,11 @@ def check_plan(plan: GroupPlan, profile: BackwardProfile) -> None:
         raise PlanError(
             f"plan {plan.planner!r}: expected an owner for each parameter of a group, or none,"
             f" got {plan.owners}"
+        )
+    if plan.ends_with_backward and any(plan.owners):
+        raise PlanError(
+            f"plan {plan.planner!r}: expected no owners where it ends with backward: second halves"
+            " are for the next forward"
         )
     if set(plan.launch_order) != set(range(len(plan.groups))):
         raise PlanError(

@@ -35,11 +35,11 @@ def simulate(
     the schedule leaves groups to the next forward, the timeline goes on to the end of that forward,
     which stands still while it waits, and no forward comes before its backward. Where the schedule
     lags, it goes on to the end of the next backward, and steps have found their period. The update
-    of parameters and what else is between backward and forward takes no time. Groups that travel in
-    halves have two spans; backward ends with all of the first ones. As a forward waits
-    for all that it uses, the link is free when the next backward begins: one step tells of all.
-    Spans are the recorder's: the queue's goes on until the launch, that of the communication from
-    the launch to the end, so a wait for the link is part of it, as where a library queues it.
+    of parameters and what else is between backward and forward takes no time. Backward ends with
+    all first halves. As a forward waits for all that it uses, the link is free when the next
+    backward begins: one step tells of all. Spans are the recorder's: the queue's goes on until the
+    launch, that of each piece, or half, from its launch to its end, so a wait for the link is part
+    of it, as where a library queues it.
 
     Raises:
         PlanError: the plan does not carry each parameter of the profile exactly once, or the

@@ -89,7 +89,8 @@ class Timeline:
 
     def _sent(self) -> list[Span]:
         """Pieces of communication in the order of their launches."""
-        return sorted((s for s in self.spans if s.track == COMMUNICATION), key=lambda s: s.start_s)
+        sent = (span for span in self.spans if span.track == COMMUNICATION)
+        return sorted(sent, key=lambda span: (span.start_s, span.end_s))
 
     def _intervals(self, track: str) -> list[Interval]:
         return [(span.start_s, span.end_s) for span in self.spans if span.track == track]
@@ -115,9 +116,11 @@ class Timeline:
 
 
 def _go_on(pieces: list[Span], piece: Span) -> None:
-    """Add ``piece``: to the last one where it follows that at once."""
+    """Add ``piece``: to the last one where it follows that at once, for it where that was none."""
     if pieces and pieces[-1].end_s == piece.start_s:
         piece = piece._replace(start_s=pieces.pop().start_s)
+    elif pieces and not pieces[-1].length_s:
+        pieces.pop()
     pieces.append(piece)
 
 

@@ -284,13 +284,13 @@ class Bucket(Tally):
         """While it is under way: have ``completes`` called first when one looks at a gradient."""
         make_lazy(self.views, OpenGradient, completes)
 
-    def points_to_views(self) -> Iterator[bool]:
+    def grads_are_views(self) -> Iterator[bool]:
         """For each member, whether its ``.grad`` is its view."""
         return map(is_, map(_grad_of, self.params), self.views)
 
     def point_to_views(self, but: Container[int]) -> None:
         """Make ``.grad`` of each member, ``but`` for these by their places, its view."""
-        if all(self.points_to_views()):
+        if all(self.grads_are_views()):
             return  # since they were filled, as most are
         for i, (slot, view) in enumerate(zip(self.slots, self.views, strict=True)):
             if slot.param.grad is not view and i not in but:

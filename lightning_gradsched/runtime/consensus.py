@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_gradsched.config import GradSchedConfig
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.reasons import Fastest
+from lightning_gradsched.core.schedule import ReductionSchedule
 from lightning_gradsched.errors import ConsensusError, PlanError
 from lightning_gradsched.naming import some_of
 from lightning_gradsched.runtime.collectives import Collectives
@@ -91,9 +92,9 @@ def check_batches(collectives: Collectives, n_batches: float) -> None:
     _check_same(collectives, n_batches, "the number of batches", _explain_batches)
 
 
-def check_same_plan(collectives: Collectives, plan: GroupPlan) -> None:
-    """Raise ``ConsensusError`` on every rank unless all made the same plan."""
-    value = [plan.planner, plan.groups, plan.launches, plan.owners, plan.ends_with_backward]
+def check_same_plan(collectives: Collectives, plan: GroupPlan, schedule: ReductionSchedule) -> None:
+    """Raise ``ConsensusError`` on every rank unless all made the same plan and schedule."""
+    value = [plan.planner, plan.groups, plan.launches, plan.owners, str(schedule)]
     _check_same(collectives, value, "the plan", _explain_plan)
 
 
@@ -253,7 +254,7 @@ def _describe(table: list[list[Any]], index: int) -> str:
 def _explain_plan(ranks: Unlike) -> str:
     ours, groups, *others = ranks.has
     theirs, other_groups, *other_others = ranks.other_has
-    what = ("the order of their launches", "the owners", "whether they end with backward")
+    what = ("the order of their launches", "the owners", "the schedule")
     further = zip(what, others, other_others, strict=True)
     rest = (name for name, a, b in further if a != b)
     pairs = zip_longest(groups, other_groups)

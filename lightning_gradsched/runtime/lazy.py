@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 # Under this name a lazy tensor holds what completes it.
 _COMPLETE = "_gradsched_complete"
-_GRAD: Any = torch._C.TensorBase.grad
+_GRAD: Any = Tensor.grad
 _get_grad, _set_grad = _GRAD.__get__, _GRAD.__set__
 
 # Of each class of lazy tensors, the one that they are of before and after.
@@ -71,8 +71,7 @@ def _questions() -> Iterator[Any]:
     """What a parameter looks like, and its gradient: an object of its own, which may be open."""
     tensor: Any = Tensor
     yield from looks_of_a_tensor()
-    yield from (tensor.grad.__get__, tensor.grad.__set__, tensor.requires_grad.__set__)
-    yield tensor.requires_grad_
+    yield from (tensor.requires_grad.__set__, tensor.requires_grad_)
 
 
 class OpenGradient(_Lazy, Tensor):
@@ -85,8 +84,8 @@ class DueParameter(_Lazy, nn.Parameter):
     # What it looks like, and its gradient: an object of its own, which may be an open one.
     PASSES = frozenset(_questions())
 
-    # Asked for and set of every parameter between two steps: past ``__torch_function__`` that takes
-    # a fifth of the time.
+    # Asked for and set of every parameter between two steps, so not by ``__torch_function__``:
+    # that is Python called back from C.
     @property
     def grad(self) -> Tensor | None:
         with torch._C.DisableTorchFunctionSubclass():

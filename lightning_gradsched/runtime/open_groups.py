@@ -160,7 +160,7 @@ class OpenGroups:
     def _undecided(self) -> Iterator[tuple[Bucket, Iterable[Tensor]]]:
         """Parameters whose ``.grad`` is open, and that no optimizer has stepped over yet."""
         for bucket, group in self._open.items():
-            params = compress(bucket.params, bucket.points_to_views())
+            params = compress(bucket.params, bucket.grads_are_views())
             noted = set(map(id, _due(group)))
             yield bucket, [p for p in params if id(p) not in noted] if noted else params
 

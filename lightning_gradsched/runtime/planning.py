@@ -23,7 +23,7 @@ from lightning_gradsched.core.candidates import (
     forward_candidates,
     lagged_candidates,
 )
-from lightning_gradsched.core.forward_overlap import lower_with_forward
+from lightning_gradsched.core.forward_overlap import lower_as_measured
 from lightning_gradsched.core.plan import (
     GroupPlan,
     Planner,
@@ -38,6 +38,7 @@ from lightning_gradsched.core.scatter import faster_with_norms, in_halves
 from lightning_gradsched.core.schedule import (
     ReductionSchedule,
     lower,
+    lower_into_forward,
     lower_with_lag,
 )
 from lightning_gradsched.core.simulate import simulate
@@ -127,8 +128,9 @@ class Planning:
             if self._in_halves and self.network is None:
                 plan = in_halves(plan, profile, self._collectives.world_size)
         check_plan(plan, profile)
-        consensus.check_same_plan(self._collectives, plan)
-        self.plan, self.schedule = plan, self._lowered(plan, profile)
+        schedule = self._lowered(plan, profile)
+        consensus.check_same_plan(self._collectives, plan, schedule)
+        self.plan, self.schedule = plan, schedule
         self._cut_compiled(plan, seen)
         return self.plan, self.schedule
 
@@ -159,9 +161,11 @@ class Planning:
         """Not into the forward while that is measured: it shall not wait."""
         if self._config.gradient_lag:
             return lower_with_lag(plan)
-        if self._config.overlap_forward and self.profiler is None:
-            return lower_with_forward(plan, profile, self._cost)
-        return lower(plan)
+        if not self._config.overlap_forward or self.profiler is not None:
+            return lower(plan)
+        if self.network is None:  # a profile of a run before tells nothing without it
+            return lower_into_forward(plan, profile)
+        return lower_as_measured(plan, profile, self._cost)
 
     @property
     def bounds(self) -> Bounds | None:

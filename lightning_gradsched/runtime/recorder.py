@@ -104,6 +104,8 @@ class Recorder:
         self._next_backward_ended: Any = None
 
     def backward_began(self) -> None:
+        for of_one_cut_off in (self._ready, self._turn, self._sent, self._sums):
+            of_one_cut_off.clear()
         self._backward_began = self._clock.mark()
 
     def ready(self, group: int) -> None:

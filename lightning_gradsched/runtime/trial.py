@@ -1,4 +1,4 @@
-"""Tries the best plans on the running job: a few real steps each, the fastest stays."""
+"""Tries the best plans on the running job: a few real steps each, and keeps one of the fastest."""
 
 from __future__ import annotations
 
@@ -61,15 +61,14 @@ class PlanTrial:
     def decide(self, collectives: Collectives) -> tuple[GroupPlan, tuple[TriedPlan, ...]]:
         """The plan to keep, and the table. Collective.
 
-        Of those whose slowest rank was as fast as any, but for noise, it is the one of the fewest
-        messages, and of these the most promising.
+        Of those whose slowest rank was as fast as any, but for noise, it is the one that costs a
+        host the least, and of these the most promising.
         """
         local_ns = [int(1e9 * self._step_s(marks)) for marks in self._marks[:-1]]
         slowest_s = [1e-9 * ns for ns in collectives.max(local_ns)]
         enough_s = (1 + NOISE) * min(slowest_s)
-        n_messages = [len(candidate.plan.launch_order) for candidate in self._candidates]
         fast = (i for i, step_s in enumerate(slowest_s) if step_s <= enough_s)
-        best = min(fast, key=n_messages.__getitem__)
+        best = min(fast, key=lambda i: _host_cost(self._candidates[i].plan))
         tried = tuple(
             TriedPlan(c.plan.planner, len(c.plan.groups), c.exposed_s, step_s, i == best)
             for i, (c, step_s) in enumerate(zip(self._candidates, slowest_s, strict=True))
@@ -78,3 +77,8 @@ class PlanTrial:
 
     def _step_s(self, marks: Sequence[Any]) -> float:
         return median(self._clock.seconds(a, b) for a, b in pairwise(marks))
+
+
+def _host_cost(plan: GroupPlan) -> tuple[int, bool]:
+    """The less, the cheaper: each message costs time, and to hold groups open does."""
+    return plan.n_messages, not plan.ends_with_backward

@@ -47,6 +47,11 @@ def test_forward_plans_of_twice_or_half_as_many_groups_are_tried_beside_ddps() -
     assert 2 * fewer <= more
 
 
+def test_plans_that_come_to_the_same_steps_are_tried_once() -> None:
+    tried = forward_candidates(chain(1, 8), AlphaBeta(1.0, 0.0), most=4)
+    assert [len(c.plan.groups) for c in tried] == [1]
+
+
 def test_the_best_plan_that_ends_with_backward_is_tried_beside_forward_plans() -> None:
     profile, cost = chain(64, MIB // 4), AlphaBeta(1e-3, 0.9 / MIB)
     tried = forward_candidates(profile, cost, most=4)

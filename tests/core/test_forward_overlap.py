@@ -11,7 +11,7 @@ from lightning_gradsched.core.bound import bounds
 from lightning_gradsched.core.cost import AlphaBeta, CostModel
 from lightning_gradsched.core.forward_overlap import (
     forward_overlap,
-    lower_with_forward,
+    lower_as_measured,
     step_s,
 )
 from lightning_gradsched.core.plan import (
@@ -110,12 +110,12 @@ def test_backward_waits_for_what_has_long_come() -> None:
     profile = BackwardProfile((*thirds, stem), forward_s=4.0, backward_s=10.0)
     plan = GroupPlan("test", (("a",), ("b",), ("stem",)))
     # They end at 2, 3 and 11; of a backward of 3 seconds the second ends too near to its end.
-    assert str(lower_with_forward(plan, profile, ONE)) == "R0 R1 R2 W0 W1 | W2"
+    assert str(lower_as_measured(plan, profile, ONE)) == "R0 R1 R2 W0 W1 | W2"
     soon = replace(profile, backward_s=3.0)
-    assert str(lower_with_forward(plan, soon, ONE)) == "R0 R1 R2 W0 | W2 W1"
+    assert str(lower_as_measured(plan, soon, ONE)) == "R0 R1 R2 W0 | W2 W1"
     unmeasured = replace(profile, forward_s=0.0, backward_s=0.0)
     for cost in (ONE, AlphaBeta(0.0, 0.0)):
-        assert str(lower_with_forward(plan, unmeasured, cost)) == "R0 R1 R2 W0 | W2 W1"
+        assert str(lower_as_measured(plan, unmeasured, cost)) == "R0 R1 R2 W0 | W2 W1"
 
 
 def test_where_backward_hides_all_nothing_is_left_open() -> None:
@@ -125,14 +125,14 @@ def test_where_backward_hides_all_nothing_is_left_open() -> None:
     )
     profile = BackwardProfile(params, forward_s=4.0, backward_s=10.0)
     plan = GroupPlan("test", (("head",), ("stem",)))
-    assert lower_with_forward(plan, profile, ONE) == lower(plan)
+    assert lower_as_measured(plan, profile, ONE) == lower(plan)
 
 
 def test_second_halves_are_left_open() -> None:
     params = tuple(ParamProfile(n, 2, ready_s=i, needed_s=9 - i) for i, n in enumerate("abc"))
     profile = BackwardProfile(params, forward_s=9.0, backward_s=100.0)
     halves = GroupPlan("test", (("a",), ("b",), ("c",)), owners=((), (0,), ()), n_ranks=2)
-    assert str(lower_with_forward(halves, profile, ONE)) == "R0 S1 R2 W0 W2 G1 | W1"
+    assert str(lower_as_measured(halves, profile, ONE)) == "R0 S1 R2 W0 W2 G1 | W1"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -140,7 +140,7 @@ def test_what_backward_waits_for_makes_no_step_longer(seed: int) -> None:
     profile = random_profile(seed, 12)
     for cost in COSTS:
         plan = forward_overlap(profile, cost)
-        schedule = lower_with_forward(plan, profile, cost)
+        schedule = lower_as_measured(plan, profile, cost)
         assert simulate(schedule, plan, profile, cost).extent_s() == pytest.approx(
             step_s(plan, profile, cost)
         )

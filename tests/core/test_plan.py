@@ -165,3 +165,9 @@ def test_a_thousand_parameters_are_planned_in_a_thousand_rows() -> None:
 
     check_plan(optimal(random_profile(1, 1000), Counting()), random_profile(1, 1000))
     assert calls == list(range(1, 1001))
+
+
+def test_a_plan_in_halves_that_ends_with_backward_is_refused() -> None:
+    plan = GroupPlan("mine", (("a",),), owners=((0,),), n_ranks=2, ends_with_backward=True)
+    with pytest.raises(PlanError, match="expected no owners where it ends with backward"):
+        check_plan(plan, profile(("a", 4)))

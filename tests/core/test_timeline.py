@@ -50,6 +50,8 @@ def test_of_transfers_that_end_at_once_the_first_has_had_the_link() -> None:
     spans = Span(COMMUNICATION, "first", 0, 9.25), Span(COMMUNICATION, "second", 1, 9)
     own = Timeline(spans).own_transfers()
     assert [[piece[2:] for piece in pieces] for pieces in own.values()] == [[(0, 9.25)], [(9, 9)]]
+    late = *spans, Span(COMMUNICATION, "second", 10, 11)
+    assert [p[2:] for p in Timeline(late).own_transfers()["second"]] == [(10, 11)]
     pieces = Span(COMMUNICATION, "0", 0, 9.25), Span(COMMUNICATION, "0", 1, 9)
     assert Timeline(pieces).own_transfers() == {"0": (Span(COMMUNICATION, "0", 0, 9.25),)}
 

