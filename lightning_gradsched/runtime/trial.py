@@ -16,9 +16,10 @@ from lightning_gradsched.runtime.recorder import Clock
 # A new plan's first step lays out its buckets; the ones after it are timed.
 WARM_UP_STEPS = 1
 TIMED_STEPS = 4
-# Plans whose medians are no further apart are told apart by what they cost a host: so few steps
-# cannot, and no prediction knows of it.
-NOISE = 0.01
+# By so many median deviations of a plan's steps two medians of four may differ by chance: normal
+# steps deviate by 1 / 1.48 of their sigma, and such a median errs by 1.25 / sqrt(4) of it. Plans no
+# further apart are told apart by what they cost a host, which no prediction knows of.
+NOISE_IN_DEVIATIONS = 1.3
 
 
 class PlanTrial:
@@ -64,9 +65,12 @@ class PlanTrial:
         Of those whose slowest rank was as fast as any, but for noise, it is the one that costs a
         host the least, and of these the most promising.
         """
-        local_ns = [int(1e9 * self._step_s(marks)) for marks in self._marks[:-1]]
-        slowest_s = [1e-9 * ns for ns in collectives.max(local_ns)]
-        enough_s = (1 + NOISE) * min(slowest_s)
+        steps_s = list(map(self._steps_s, self._marks[:-1]))
+        local_s = [*map(median, steps_s), *map(_deviation, steps_s)]
+        agreed_s = [1e-9 * ns for ns in collectives.max([int(1e9 * s) for s in local_s])]
+        slowest_s, deviations_s = agreed_s[: len(steps_s)], agreed_s[len(steps_s) :]
+        shares = (d / s for d, s in zip(deviations_s, slowest_s, strict=True))
+        enough_s = (1 + NOISE_IN_DEVIATIONS * median(shares)) * min(slowest_s)
         fast = (i for i, step_s in enumerate(slowest_s) if step_s <= enough_s)
         best = min(fast, key=lambda i: _host_cost(self._candidates[i].plan))
         tried = tuple(
@@ -75,8 +79,14 @@ class PlanTrial:
         )
         return self._candidates[best].plan, tried
 
-    def _step_s(self, marks: Sequence[Any]) -> float:
-        return median(self._clock.seconds(a, b) for a, b in pairwise(marks))
+    def _steps_s(self, marks: Sequence[Any]) -> list[float]:
+        return [self._clock.seconds(a, b) for a, b in pairwise(marks)]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Half of ``values`` are as near to their median."""
+    middle = median(values)
+    return median(abs(value - middle) for value in values)
 
 
 def _host_cost(plan: GroupPlan) -> tuple[int, bool]:

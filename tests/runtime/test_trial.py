@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import pytest
+
 from lightning_gradsched.core.candidates import Candidate
 from lightning_gradsched.core.plan import GroupPlan
 from lightning_gradsched.runtime.collectives import Collectives
 from lightning_gradsched.runtime.profiler import MEASURED_STEPS
 from lightning_gradsched.runtime.profiler import WARM_UP_STEPS as PROFILE_WARM_UP
-from lightning_gradsched.runtime.trial import NOISE, TIMED_STEPS, WARM_UP_STEPS, PlanTrial
+from lightning_gradsched.runtime.trial import TIMED_STEPS, WARM_UP_STEPS, PlanTrial
 from tests.ranks import run_ranks
 from tests.runtime.test_profiler import Ticks, train
 
@@ -21,7 +23,7 @@ class SlowerRank:
     """Another rank that takes two seconds longer on the second plan."""
 
     def max(self, values: list[int]) -> list[int]:
-        return [values[0], values[1] + 2_000_000_000]
+        return [values[0], values[1] + 2_000_000_000, *values[2:]]
 
 
 class Alone:
@@ -48,33 +50,41 @@ def test_the_slowest_ranks_median_decides_and_warm_up_does_not_count() -> None:
     ]
 
 
+SPREAD_S = (-0.03, -0.01, 0.01, 0.03)  # of four steps about their median; their deviation is 0.02
+
+
+def kept_of(plans: list[GroupPlan], medians_s: tuple[float, ...]) -> str:
+    clock = Ticks()
+    trial = PlanTrial([Candidate(plan, 0.1) for plan in plans], clock)
+    for step_s in medians_s:
+        for off_s in (1.0, *SPREAD_S):
+            clock.now_s += step_s + off_s
+            trial.step_ended()
+    winner, _ = trial.decide(cast(Collectives, Alone()))
+    return winner.planner
+
+
 def test_of_plans_as_fast_but_for_noise_the_most_promising_is_kept() -> None:
     plans = [GroupPlan(name, (("w",),)) for name in ("promising", "lucky", "slow")]
-    clock = Ticks()
-    trial = PlanTrial([Candidate(plan, 0.1) for plan in plans], clock)
-    for step_s in (1.0, 1.0 - NOISE / 2, 1.1):
-        for _ in range(STEPS_A_PLAN):
-            clock.now_s += step_s
-            trial.step_ended()
-    winner, _ = trial.decide(cast(Collectives, Alone()))
-    assert winner.planner == "promising"
+    assert kept_of(plans, (1.0, 0.98, 1.1)) == "promising"
+    assert kept_of(plans, (1.0, 0.97, 1.1)) == "lucky", "the noise is 2.6 %"
 
 
-def test_of_plans_as_fast_but_for_noise_the_one_of_fewest_messages_is_kept() -> None:
-    groups = (("v",), ("w",))
-    plans = [
-        GroupPlan("promising", groups, launches=(0, 1, 0)),
-        GroupPlan("fewest", groups),
-        GroupPlan("slow", (("v", "w"),)),
-    ]
-    clock = Ticks()
-    trial = PlanTrial([Candidate(plan, 0.1) for plan in plans], clock)
-    for step_s in (1.0, 1.0 + NOISE / 2, 1.1):
-        for _ in range(STEPS_A_PLAN):
-            clock.now_s += step_s
-            trial.step_ended()
-    winner, _ = trial.decide(cast(Collectives, Alone()))
-    assert winner.planner == "fewest"
+@pytest.mark.parametrize(
+    "cheaper",
+    [
+        GroupPlan("cheaper", (("v",), ("w",))),
+        GroupPlan("cheaper", (("v", "w"),)),
+        GroupPlan("cheaper", (("v",), ("w",)), launches=(0, 1, 1), ends_with_backward=True),
+    ],
+)
+def test_of_plans_as_fast_but_for_noise_the_one_that_costs_a_host_the_least_is_kept(
+    cheaper: GroupPlan,
+) -> None:
+    promising = GroupPlan("promising", (("v",), ("w",)), launches=(0, 1, 0))
+    slow = GroupPlan("slow", (("v", "w"),))
+    assert kept_of([promising, cheaper, slow], (1.0, 1.02, 1.1)) == "cheaper"
+    assert kept_of([promising, cheaper, slow], (1.0, 1.03, 1.1)) == "promising"
 
 
 def test_auto_tries_plans_on_the_job_and_all_ranks_keep_the_same() -> None:
@@ -86,7 +96,7 @@ def test_auto_tries_plans_on_the_job_and_all_ranks_keep_the_same() -> None:
         assert sum(tried.kept for tried in seen["tried"]) == 1
         assert "ddp" in [tried.planner for tried in seen["tried"]]
         kept = next(tried for tried in seen["tried"] if tried.kept)
-        assert 0 < kept.step_s <= (1 + NOISE) * min(tried.step_s for tried in seen["tried"])
+        assert kept.step_s > 0
         assert seen["plans"][-1].planner == kept.planner
         n_tried = len(seen["tried"])
         for number, tried in enumerate(seen["tried"]):
