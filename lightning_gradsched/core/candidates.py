@@ -48,13 +48,18 @@ class Candidate(NamedTuple):
 
 
 def candidates(profile: BackwardProfile, cost: CostModel, *, most: int) -> tuple[Candidate, ...]:
-    """At most ``most`` unlike plans, DDP's own always among them, the most promising first.
+    """At most ``most`` plans, DDP's own always among them, the most promising first.
 
-    Of equal predictions the one of fewer groups goes first: each launch costs compute time too.
+    The others have twice or half as many groups as one another: what a group costs on the host, or
+    gains there by coming early, is in no prediction. Of equal predictions the one of fewer groups
+    goes first.
     """
     plans = _unlike_plans((ddp, optimal, mg_wfbp, single, per_tensor), profile, cost)
+    own = ddp(profile, cost)
     ranked = _ranked(plans, lower, profile, cost)
-    return _best_and_ddp(ranked, ddp(profile, cost), most)
+    unlike = set(_unlike_in_number(c.plan for c in ranked if c.plan.groups != own.groups))
+    tried = [c for c in ranked if c.plan in unlike or c.plan.groups == own.groups]
+    return _best_and_ddp(tried, own, most)
 
 
 def forward_candidates(
@@ -62,9 +67,8 @@ def forward_candidates(
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions go on into the next forward.
 
-    Besides DDP's groups, and the best plan that ends with backward: the best that is found, then
-    others with twice or half as many groups. For what a group costs on the host, or gains there by
-    coming early, and what is left open costs, is in no prediction.
+    Besides DDP's groups, and the best plan that ends with backward, as what is left open costs is
+    in no prediction either: the best that is found, then others with twice or half as many groups.
     """
     own = ddp(profile, cost)
     at_end = replace(candidates(profile, cost, most=2)[0].plan, ends_with_backward=True)
@@ -106,7 +110,8 @@ def lagged_candidates(
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions have the whole next step to themselves."""
     plans = _unlike_plans((ddp, single, optimal, mg_wfbp), profile, cost)[::-1]
-    return tuple(_ranked(plans[:most], lower_with_lag, profile, cost))
+    unlike = list(islice(_unlike_in_number(plans), most))
+    return tuple(_ranked(unlike, lower_with_lag, profile, cost))
 
 
 def _unlike_plans(

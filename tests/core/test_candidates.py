@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from lightning_gradsched.core.candidates import candidates, forward_candidates
+from itertools import pairwise
+
+from lightning_gradsched.core.candidates import (
+    candidates,
+    forward_candidates,
+    lagged_candidates,
+)
 from lightning_gradsched.core.cost import AlphaBeta
 from lightning_gradsched.core.plan import ddp, optimal
 from lightning_gradsched.core.profile import BackwardProfile, ParamProfile
@@ -30,6 +36,16 @@ def test_the_best_prediction_is_that_of_the_optimal_plan() -> None:
         c.exposed_s for c in candidates(profile, cost, most=100) if c.plan.planner == "optimal"
     )
     assert best.plan.groups == optimal(profile, cost).groups
+
+
+def test_plans_of_twice_or_half_as_many_groups_are_tried_beside_ddps() -> None:
+    profile, cost = chain(64, MIB // 4), AlphaBeta(1e-3, 0.9 / MIB)
+    own = ddp(profile, cost).groups
+    for tried in (candidates(profile, cost, most=4), lagged_candidates(profile, cost, most=4)):
+        assert own in [c.plan.groups for c in tried]
+        numbers = sorted(len(c.plan.groups) for c in tried if c.plan.groups != own)
+        assert len(numbers) == 3
+        assert all(2 * fewer <= more for fewer, more in pairwise(numbers))
 
 
 def test_plans_with_the_same_groups_are_tried_once() -> None:
