@@ -149,21 +149,22 @@ def test_doctests() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_make_links(), reason="needs root and network namespaces")
 def test_a_cell_runs_on_shaped_links_and_leaves_none_behind(tmp_path: Path) -> None:
-    before = links.existing_hosts()
     command = "-m benchmarks.step_time --nets many_small --ratios 0.5 --cell-s 1 --rate 5e8"
     command += (
         f" --rivals alone gradsched ddp_default --work {tmp_path} --output {tmp_path}/out.json"
     )
-    result = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *command.split()],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=180,
     )
-    assert result.returncode == 0, result.stderr
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     row = json.loads((tmp_path / "out.json").read_text())["cells"]["many_small_0.5"]
     assert row["summary"]["best_ddp"] == "ddp_default"
     # 16.4 MB at 500 Mbit/s: the link is as slow as it was asked to be.
     assert row["comm_s"] > 0.9 * 16.4e6 * 8 / 5e8
     assert (tmp_path / "out.png").stat().st_size > 1000
-    assert links.existing_hosts() == before
+    # Others may come and go meanwhile.
+    assert [name for name in links.existing_hosts() if f"gs{process.pid}h" in name] == []
