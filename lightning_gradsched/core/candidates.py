@@ -67,17 +67,15 @@ def forward_candidates(
 ) -> tuple[Candidate, ...]:
     """As ``candidates``, of plans whose reductions go on into the next forward.
 
-    Besides DDP's groups, and the best plan that ends with backward, as what is left open costs is
-    in no prediction either: the best that is found, then others with twice or half as many groups.
+    Besides DDP's own and the best plan that end with backward, for what is left open costs a host
+    too: the best that is found, then others with twice or half as many groups.
     """
-    own = ddp(profile, cost)
-    at_end = replace(candidates(profile, cost, most=2)[0].plan, ends_with_backward=True)
+    at_end = [candidates(profile, cost, most=2)[0].plan, ddp(profile, cost)]
     ranked = sorted(forward_plans(profile, cost), key=partial(step_s, profile=profile, cost=cost))
-    owns = next(plan for plan in ranked if plan.groups == own.groups)
-    others = [plan for plan in ranked if plan.groups != own.groups]
-    unlike = _unlike_in_number([forward_overlap(profile, cost), *others])
+    unlike = _unlike_in_number([forward_overlap(profile, cost), *ranked])
     lowered = partial(lower_as_measured, profile=profile, cost=cost)
-    tried = [*islice(unlike, most - 2), owns, at_end]
+    tried = [replace(plan, ends_with_backward=True) for plan in at_end]
+    tried += islice(unlike, most - len(tried))
     alike = {(plan.groups, lowered(plan)): plan for plan in tried}
     return tuple(_ranked(list(alike.values()), lowered, profile, cost))
 
