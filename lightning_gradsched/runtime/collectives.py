@@ -6,12 +6,13 @@ But for readiness bits, which a thread of its own sends over connections of its 
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from math import ceil
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -37,6 +38,10 @@ DUPLEX_NBYTES = 512 * 2**10
 TIMED_TOGETHER = 4
 TIMED_TOGETHER_NBYTES = 2 * 2**20
 AGREEMENT = "an agreement of the engine"
+# Gloo's threads let go of a work, whoever began it, after its waiter has gone on. Where they are
+# the last to hold one of its tensors they need the interpreter, and abort the process if that is
+# ending ("terminate called without an active exception"). So before it ends they have so long.
+LET_GO_S = 0.1
 # Groups closed while a collective of theirs was under way: what destroys one waits for that.
 _left_running: list[Any] = []
 # Tags of messages that no rank sends. By its tag gloo sends a message over one of the interfaces in
@@ -126,6 +131,7 @@ class Collectives:
     def __init__(
         self, process_group: dist.ProcessGroup | None, device: torch.device, timeout_s: float
     ) -> None:
+        _end_gently()
         # NCCL takes its own device's tensors only; gloo takes any.
         self.backend = dist.get_backend(process_group)
         self.on_cuda = device.type == "cuda" and self.backend != "gloo"
@@ -356,3 +362,9 @@ class PendingReduction:
         """What it came to; on a GPU, waits for the device."""
         self._wait()
         return [int(value) for value in self._tensor.tolist()]
+
+
+@cache
+def _end_gently() -> None:
+    """Once a process; see ``LET_GO_S``."""
+    atexit.register(sleep, LET_GO_S)
